@@ -1,0 +1,61 @@
+"""Model families that edgevit can take apart. The only code that names attributes of somebody else's model.
+
+ADAPTERS is the whole list: family → "module:function". An adapter is one file, one line here, one test. Its function
+takes a module and returns a VitModel, None when the module is not of its family, or raises UnsupportedModel with the
+reason when it is but holds something the adapter does not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from edgevit.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgevit.stages import VitModel
+
+ADAPTERS = {
+    "timm VisionTransformer (ViT, DeiT, DeiT distilled, DeiT-III, DINOv2, AugReg)": "edgevit.adapters.timm_vit:adapt",
+}
+
+IDENTITY_TOLERANCE = 1e-5  # relative to the largest output; float32 reassociation stays below 1e-6
+
+
+def adapt(module: nn.Module) -> VitModel:
+    """Take a model apart, prove that the parts give the same outputs, and return them.
+
+    Raises UnsupportedModel: no adapter knows it, or the proof fails.
+    """
+    for path in ADAPTERS.values():
+        where, function = path.split(":")
+        attempt: Callable[[nn.Module], VitModel | None] = getattr(import_module(where), function)
+        vit = attempt(module)
+        if vit is not None:
+            prove_identity(vit)
+            return vit
+    raise UnsupportedModel(
+        f"{type(module).__name__} has no adapter, so its tokens cannot be reduced; it exports dense (drop --reduce). "
+        f"Families with an adapter: {'; '.join(ADAPTERS)}"
+    )
+
+
+def prove_identity(vit: VitModel) -> None:
+    """Compare the parts with the whole on one random image; a newer model library may have changed what a block does."""
+    import torch
+
+    from edgevit.reduce import dense_parts
+
+    size = vit.stem.image_size
+    images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected, got = vit.module(images), dense_parts(vit)(images)
+    error = (got - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
+    if not error <= IDENTITY_TOLERANCE:
+        raise UnsupportedModel(
+            f"{type(vit.module).__name__}: the adapter's parts differ from the model by {float(error):.1e} (limit "
+            f"{IDENTITY_TOLERANCE:g}); this version of its library does something the adapter does not run"
+        )

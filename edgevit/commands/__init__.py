@@ -1,0 +1,1 @@
+"""One file per command-line verb: flags, then load, call, save."""

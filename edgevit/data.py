@@ -1,0 +1,125 @@
+"""DATA → images and labels: a CSV with `file,label`, or an ImageFolder directory."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgevit.errors import DataError
+from edgevit.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled image files; images are decoded one at a time, so memory does not grow with their number."""
+
+    name: str
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def head(self, count: int) -> Dataset:
+        """The first `count` images."""
+        return Dataset(self.name, self.files[:count], self.labels[:count])
+
+    def tensors(self, preprocess: Preprocess, batch: int) -> Iterator[np.ndarray[Any, Any]]:
+        """Batches `[batch, 3, H, W]` in file order; the last is padded by repeating its last image."""
+        import numpy as np
+
+        for start in range(0, len(self.files), batch):
+            images = [preprocess.tensor(open_image(f)) for f in self.files[start : start + batch]]
+            images += [images[-1]] * (batch - len(images))
+            yield np.stack(images)
+
+    def check_labels(self, classes: int) -> None:
+        """Every label must be one of the model's classes."""
+        for file, label in zip(self.files, self.labels, strict=True):
+            if not 0 <= label < classes:
+                raise DataError(
+                    f"{self.name}: label {label} of {file.name} is out of range; the model has {classes} classes, "
+                    f"labels are 0 to {classes - 1}"
+                )
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode one image completely; a broken one is an error with its path."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"image {path} does not exist") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"image {path} cannot be decoded ({str(error).splitlines()[0][:120]})") from error
+
+
+def read_dataset(path: Path) -> Dataset:
+    """Read DATA; raises DataError when it is missing, empty or malformed."""
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; DATA is a CSV with columns file,label or a folder of class folders")
+    return _read_csv(path)
+
+
+def _read_csv(path: Path) -> Dataset:
+    files, labels = [], []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = csv.DictReader(stream)
+            missing = [c for c in ("file", "label") if c not in (rows.fieldnames or [])]
+            if missing:
+                raise DataError(f"{path} has no column {', '.join(missing)}; its first line must name file and label")
+            for row in rows:
+                files.append(path.parent / _text(row["file"], path, rows.line_num))
+                labels.append(_label(row["label"], path, rows.line_num))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a text file; DATA is a CSV with columns file,label") from error
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error})") from error
+    if not files:
+        raise DataError(f"{path} lists no images")
+    absent = next((f for f in files if not f.exists()), None)
+    if absent is not None:
+        raise DataError(f"{path} lists {absent}, which does not exist (paths are relative to the CSV's folder)")
+    return Dataset(str(path), tuple(files), tuple(labels))
+
+
+def _text(value: str | None, path: Path, line: int) -> str:
+    if not value:
+        raise DataError(f"{path} line {line}: the file name is empty")
+    return value
+
+
+def _label(value: str | None, path: Path, line: int) -> int:
+    try:
+        return int(value or "")
+    except ValueError as error:
+        raise DataError(f"{path} line {line}: label {value!r} is not a whole number") from error
+
+
+def _read_folder(path: Path) -> Dataset:
+    """ImageFolder: one folder per class, classes numbered in sorted order."""
+    classes = sorted(p for p in path.iterdir() if p.is_dir())
+    pairs = [
+        (file, label)
+        for label, folder in enumerate(classes)
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not pairs:
+        raise DataError(f"{path} holds no class folders with images (expected {path}/CLASS/image.jpg)")
+    return Dataset(str(path), tuple(f for f, _ in pairs), tuple(label for _, label in pairs))

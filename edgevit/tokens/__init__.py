@@ -1,0 +1,30 @@
+"""Token reduction as pure functions on tensors: no nn.Module, no model names.
+
+METHODS is the whole list. A method is one file with one class (protocol: `edgevit.tokens.method.Method`), one line
+here, one test.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from edgevit.errors import ScheduleError
+from edgevit.names import did_you_mean
+
+if TYPE_CHECKING:
+    from edgevit.tokens.method import Method
+
+METHODS = {
+    "tome": "edgevit.tokens.tome:ToMe",
+    "evit": "edgevit.tokens.evit:EViT",
+}
+
+
+def method(name: str) -> "type[Method]":
+    """The class of a method by its schedule name."""
+    if name not in METHODS:
+        raise ScheduleError(
+            f"unknown reduction method {name!r}{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}, none"
+        )
+    module, cls = METHODS[name].split(":")
+    found: type[Method] = getattr(import_module(module), cls)
+    return found

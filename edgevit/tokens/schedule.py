@@ -1,0 +1,239 @@
+"""Token schedules: the text a user types, the frozen object, the counts it gives on a model.
+
+SPEC := none | METHOD:key=value[,key=value...][@BLOCKS] | FILE.json
+    tome:r=8                    the method's own blocks (ToMe: every block)
+    tome:r=24@3,6,9,11          the same amount at these blocks (from 1)
+    tome:r=60/40@5,9            amounts paired with blocks
+    evit:keep=0.7@4,7,10
+    tome:flops=0.65@5,9         the least reduction of the method's grid with reduced MACs <= 0.65 x dense
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgevit.errors import ScheduleError
+from edgevit.names import did_you_mean
+from edgevit.stages import BlockView
+from edgevit.tokens import method
+from edgevit.tokens.macs import blocks_macs
+
+
+@dataclass(frozen=True)
+class TokenSchedule:
+    """What to reduce where. `amounts[i]` belongs to block `blocks[i]` (from 1)."""
+
+    method: str = "none"
+    key: str = ""
+    amounts: tuple[float, ...] = ()
+    blocks: tuple[int, ...] = ()  # empty: the method's default blocks
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def none(cls) -> TokenSchedule:
+        """No reduction: the identity setting."""
+        return cls()
+
+    @property
+    def is_none(self) -> bool:
+        """True for the identity."""
+        return self.method == "none"
+
+    def __str__(self) -> str:
+        """The spec text; parsing it gives this schedule again."""
+        if self.is_none:
+            return "none"
+        values = [f"{self.key}={'/'.join(f'{a:g}' for a in self.amounts)}"]
+        values += [f"{k}={v}" for k, v in self.options.items()]
+        where = f"@{','.join(map(str, self.blocks))}" if self.blocks else ""
+        return f"{self.method}:{','.join(values)}{where}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "method": self.method,
+            "key": self.key,
+            "amounts": list(self.amounts),
+            "blocks": list(self.blocks),
+            "options": dict(self.options),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TokenSchedule:
+        """Read the JSON form."""
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ScheduleError(f"schedule has unknown keys {unknown}; known: {list(cls.__dataclass_fields__)}")
+        try:
+            schedule = cls(
+                method=str(values["method"]),
+                key=str(values.get("key", "")),
+                amounts=tuple(float(a) for a in values.get("amounts", ())),
+                blocks=tuple(int(b) for b in values.get("blocks", ())),
+                options={str(k): str(v) for k, v in dict(values.get("options", {})).items()},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ScheduleError(f"schedule is not complete: {error!r}; expected {TokenSchedule().to_dict()}") from error
+        return _checked(schedule)
+
+
+def parse_schedule(spec: str) -> TokenSchedule:
+    """Parse a SPEC (grammar in the module docstring).
+
+    >>> parse_schedule("tome:r=60/40@5,9").amounts
+    (60.0, 40.0)
+    >>> str(parse_schedule("evit:keep=0.7"))
+    'evit:keep=0.7'
+    """
+    if spec == "none":
+        return TokenSchedule.none()
+    if spec.endswith(".json"):
+        return _read(Path(spec))
+    name, colon, rest = spec.partition(":")
+    cls = method(name)
+    if not colon or not rest:
+        raise ScheduleError(f"{spec!r} gives {name} no amount; write for example {name}:{next(iter(cls.keys))}=...")
+    values, at, where = rest.partition("@")
+    blocks = tuple(_number(b, int, f"block in {spec!r}") for b in where.split(",")) if at else ()
+    amounts: tuple[float, ...] = ()
+    key, options = "", {}
+    for pair in values.split(","):
+        k, eq, v = pair.partition("=")
+        if not eq or not v:
+            raise ScheduleError(f"{pair!r} in {spec!r} is not key=value" + _auto_hint(pair))
+        if k in cls.keys or k == "flops":
+            if key:
+                raise ScheduleError(f"{spec!r} gives both {key}= and {k}=; give one")
+            key, amounts = k, tuple(_number(a, float, f"{k} in {spec!r}") for a in v.split("/"))
+        else:
+            options[k] = v
+    return _checked(TokenSchedule(name, key, amounts, blocks, options))
+
+
+def _auto_hint(word: str) -> str:
+    return "; a searched schedule (auto) is not available in this version: give amounts, or flops=" * (word == "auto")
+
+
+def _read(path: Path) -> TokenSchedule:
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise ScheduleError(f"cannot read schedule file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ScheduleError(f"schedule file {path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ScheduleError(f"schedule file {path} must hold a JSON object, got {type(values).__name__}")
+    return TokenSchedule.from_dict(values)
+
+
+def _number(text: str, kind: type[Any], what: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ScheduleError(f"{text!r} is not a number ({what})") from error
+
+
+def _checked(schedule: TokenSchedule) -> TokenSchedule:
+    """Everything that can be said without a model."""
+    if schedule.is_none:
+        return schedule
+    cls = method(schedule.method)
+    known = [*cls.keys, "flops"]
+    if schedule.key not in known:
+        raise ScheduleError(f"{schedule.method} needs one of {', '.join(f'{k}=' for k in known)}")
+    for name, value in schedule.options.items():
+        if name not in cls.options:
+            hint = did_you_mean(name, [*known, *cls.options])
+            raise ScheduleError(f"{schedule.method} has no key {name!r}{hint}; it has {', '.join([*known, *cls.options])}")
+        if value not in cls.options[name]:
+            raise ScheduleError(f"{name}={value}: {schedule.method} takes {' or '.join(cls.options[name])}")
+    for amount in schedule.amounts:
+        wrong = _flops_wrong(amount) if schedule.key == "flops" else cls.check_amount(schedule.key, amount)
+        if wrong:
+            raise ScheduleError(f"{schedule}: {wrong}")
+    if list(schedule.blocks) != sorted(set(schedule.blocks)) or any(b < 1 for b in schedule.blocks):
+        raise ScheduleError(f"{schedule}: blocks count from 1 and must rise, got {list(schedule.blocks)}")
+    if len(schedule.amounts) > 1 and schedule.key == "flops":
+        raise ScheduleError(f"{schedule}: flops= takes one number")
+    if len(schedule.amounts) > 1 and len(schedule.amounts) != len(schedule.blocks):
+        raise ScheduleError(
+            f"{schedule}: {len(schedule.amounts)} amounts for {len(schedule.blocks)} blocks; give one, or one per block"
+        )
+    return schedule
+
+
+def _flops_wrong(value: float) -> str | None:
+    return None if 0 < value <= 1 else f"flops={value:g} is a share of the dense MACs, above 0 and at most 1"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A schedule on a model: its exact form, tokens behind each block, and what had to give."""
+
+    schedule: TokenSchedule
+    after: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def count_tokens(
+    schedule: TokenSchedule, blocks: Sequence[BlockView], tokens: int, prefix: int, fixed_macs: int
+) -> Counts:
+    """Resolve a schedule on a model of `len(blocks)` blocks that `tokens` tokens enter, `prefix` of them protected.
+
+    fixed_macs: patch embedding and head, needed for `flops=`. Raises ScheduleError where it does not fit.
+    """
+    depth = len(blocks)
+    if schedule.is_none:
+        return Counts(schedule, (tokens,) * depth, ())
+    cls = method(schedule.method)
+    beyond = [b for b in schedule.blocks if b > depth]
+    if beyond:
+        raise ScheduleError(f"{schedule}: the model has {depth} blocks, so there is no block {beyond[0]}")
+    if schedule.key == "flops":
+        return _solve(schedule, blocks, tokens, prefix, fixed_macs)
+    where = schedule.blocks or cls.default_blocks(depth)
+    amounts = schedule.amounts * len(where) if len(schedule.amounts) == 1 else schedule.amounts
+    per_block = dict(zip(where, amounts, strict=True))
+    after, notes, now = [], [], tokens
+    for block in range(1, depth + 1):
+        if block in per_block:
+            new = cls.tokens_after(now, prefix, schedule.key, per_block[block])
+            if schedule.key == "r" and now - new < per_block[block]:
+                notes.append(
+                    f"block {block}: r={per_block[block]:g} is more than half of its {now - prefix} patches; "
+                    f"{now - new} merge"
+                )
+            now = new
+        after.append(now)
+    return Counts(schedule, tuple(after), tuple(notes))
+
+
+def _solve(
+    schedule: TokenSchedule, blocks: Sequence[BlockView], tokens: int, prefix: int, fixed_macs: int
+) -> Counts:
+    """The least reduction on the method's grid whose MACs keep the budget; MACs fall along the grid."""
+    cls = method(schedule.method)
+    budget = schedule.amounts[0] * (fixed_macs + blocks_macs(blocks, tokens, (tokens,) * len(blocks)))
+    key, grid = cls.budget_grid(tokens)
+
+    def at(index: int) -> tuple[Counts, int]:
+        exact = TokenSchedule(schedule.method, key, (grid[index],), schedule.blocks, schedule.options)
+        counts = count_tokens(exact, blocks, tokens, prefix, fixed_macs)
+        return counts, fixed_macs + blocks_macs(blocks, tokens, counts.after)
+
+    low, high = 0, len(grid) - 1
+    most, least_macs = at(high)
+    if least_macs > budget:
+        share = least_macs / budget * schedule.amounts[0]
+        raise ScheduleError(f"{schedule}: the most this schedule can cut is flops={share:.3f} (at {most.schedule})")
+    while low < high:
+        middle = (low + high) // 2
+        if at(middle)[1] <= budget:
+            high = middle
+        else:
+            low = middle + 1
+    return at(low)[0]

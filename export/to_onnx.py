@@ -1,0 +1,66 @@
+"""Graph → ONNX file, through torch's own exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgevit.errors import GraphError, missing_extra
+from edgevit.export.gate import check_onnx
+from edgevit.stages import Graph
+
+OPSET = 20  # ONNX Runtime 1.31 builds an invalid QuantizeLinear from int8 activations at opset >= 21
+
+
+def to_onnx(graph: Graph, path: Path) -> None:
+    """Write the program as one ONNX file at `path` (opset 20, input `images`, output `logits`), statically checked."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 (torch's exporter needs it; name it before torch fails)
+    except ModuleNotFoundError as error:
+        raise missing_extra("onnx", error) from error
+    import torch
+
+    with _quiet():
+        written = torch.onnx.export(
+            graph.program,
+            (torch.zeros(graph.inputs.shape),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[graph.inputs.name],
+            output_names=["logits"],
+            verbose=False,
+        )
+    assert written is not None
+    model = written.model_proto
+    if model.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF:
+        raise GraphError(f"{path.name} would be larger than 2 GiB, which one ONNX file cannot hold")
+    model.doc_string = ""
+    for node in model.graph.node:
+        del node.metadata_props[:]  # source lines and paths of the exporting machine
+        node.doc_string = ""
+    for value in [*model.graph.value_info, *model.graph.initializer]:
+        del value.metadata_props[:]
+    del model.metadata_props[:], model.graph.metadata_props[:]
+    onnx.save(model, path)
+    check_onnx(path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter prints its steps and warns about itself; standard output belongs to --json."""
+    loggers = [logging.getLogger(n) for n in ("onnxscript", "onnx_ir", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,89 @@
+"""Module → Graph: `torch.export` with one static input, checked by the gate."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from edgevit.errors import EdgeVitError, GraphError
+from edgevit.export.gate import check_program
+from edgevit.stages import Checkpoint, Graph, InputSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+
+def trace(module: nn.Module, inputs: InputSpec) -> Graph:
+    """Trace an eager module `[B, 3, H, W] -> [B, ...]`. Raises GraphError when it cannot be static."""
+    return Graph(export_program(module, inputs), inputs)
+
+
+def trace_checkpoint(checkpoint: Checkpoint, inputs: InputSpec) -> Graph:
+    """Trace a module, or take an exported program as it is (its input shape is fixed)."""
+    if checkpoint.module is not None:
+        return trace(checkpoint.module, inputs)
+    assert checkpoint.program is not None
+    node = next(n for n in checkpoint.program.graph.nodes if n.name in checkpoint.program.graph_signature.user_inputs)
+    shape = tuple(node.meta["val"].shape)
+    if shape != inputs.shape:
+        raise GraphError(f"{checkpoint.name} was exported for input {list(shape)}, asked for {list(inputs.shape)}")
+    return Graph(export_program(checkpoint.program.module(), inputs), inputs)
+
+
+def export_program(module: nn.Module, inputs: InputSpec) -> ExportedProgram:
+    """`torch.export.export` with our input name, no gradients, and the static gate behind it."""
+    import torch
+
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer warns about its own deprecations
+            program = torch.export.export(Named(module), (torch.zeros(inputs.shape),))
+    except EdgeVitError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:
+        text = str(error).strip().split("\n")[0][:240]
+        raise GraphError(
+            f"torch.export cannot trace {type(module).__name__} at {list(inputs.shape)}: {text}; it must be free of "
+            "data-dependent control flow, and take exactly this input size"
+        ) from error
+    free_strides(program)
+    check_program(program)
+    return program
+
+
+def free_strides(program: ExportedProgram) -> None:
+    """Make the program independent of the memory layout that one attention kernel happens to return.
+
+    Tracing records `view`s that are legal for the strides of the fused kernel at hand; its decomposition (with a mask)
+    returns others, and the same view fails there. So the attention's result is made contiguous, and each view becomes
+    the reshape it was written as.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    for node in list(program.graph.nodes):
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
+        elif node.target is aten.scaled_dot_product_attention.default:
+            with program.graph.inserting_after(node):
+                clone = program.graph.call_function(aten.clone.default, (node,))
+            clone.kwargs = {"memory_format": torch.contiguous_format}
+            clone.meta.update(node.meta, val=node.meta["val"].contiguous())
+            node.replace_all_uses_with(clone, delete_user_cb=lambda user, clone=clone: user is not clone)
+    program.graph_module.recompile()
+
+
+def Named(module: nn.Module) -> nn.Module:  # noqa: N802 (a class made on first use: torch is imported lazily)
+    """Wrap a module so that its input is called `images` in every format."""
+    from torch import nn as _nn
+
+    class Images(_nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, images):  # type: ignore[no-untyped-def]
+            return self.model(images)
+
+    return Images()
