@@ -102,5 +102,5 @@ class Preprocess:
         pixels = np.asarray(self.fit(image), dtype=np.float32) / 255.0
         if pixels.ndim != 3:
             raise DataError(f"image has shape {pixels.shape}, expected height x width x 3")
-        mean, std = np.float32(self.mean), np.float32(self.std)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))

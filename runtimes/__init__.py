@@ -1,1 +1,51 @@
-"""."""
+"""edgevit.runtimes: one file per target. The only code that imports a vendor's runtime, inside its methods.
+
+TARGETS is the whole list, in the order it is shown. A target is one file with one class (protocol:
+`edgevit.runtimes.base.Runtime`), one line here, one test. PLANNED names what the command line promises and this
+version cannot build, with the reason.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from edgevit.errors import RuntimeRefusal
+from edgevit.names import did_you_mean
+
+if TYPE_CHECKING:
+    from edgevit.runtimes.base import Runtime
+
+TARGETS = {
+    "onnx": "edgevit.runtimes.onnx_file:OnnxFile",
+    "ort": "edgevit.runtimes.ort:Ort",
+    "openvino": "edgevit.runtimes.ov:OpenVino",
+}
+HIDDEN = {"fake": "edgevit.runtimes.fake:Fake"}  # for tests: builds and runs without any package
+PLANNED = ("trt", "trt-rtx", "coreml", "coreai", "executorch", "web")
+ALIASES = {
+    "onnxruntime": "ort",
+    "ov": "openvino",
+    "tensorrt": "trt",
+    "engine": "trt",
+    "tensorrt-rtx": "trt-rtx",
+    "mlpackage": "coreml",
+    "aimodel": "coreai",
+    "pte": "executorch",
+}
+
+
+def runtime(name: str) -> Runtime:
+    """The runtime of a target name or alias. Raises RuntimeRefusal with what to type instead."""
+    key = ALIASES.get(name.lower(), name.lower())
+    if key == "apple":
+        raise RuntimeRefusal("target 'apple' is two: coreml (iOS 17 to 26) or coreai (iOS and macOS 27); name one")
+    known = {**TARGETS, **HIDDEN}
+    if key in PLANNED:
+        raise RuntimeRefusal(f"target {key} is not in this version; it builds {', '.join(TARGETS)}")
+    if key not in known:
+        hint = did_you_mean(key, [*TARGETS, *PLANNED, *ALIASES])
+        raise RuntimeRefusal(f"unknown target {name!r}{hint}; targets: {', '.join(TARGETS)}")
+    module, cls = known[key].split(":")
+    found: Runtime = getattr(import_module(module), cls)()
+    return found

@@ -1,0 +1,102 @@
+"""Exact float rewrites of a program: one pass per file, a table that can be read, a runner that proves each.
+
+A pass is a function `GraphModule -> int` (how often it matched). Each keeps the function the program computes; the
+runner compares outputs before and after and refuses a pass that changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from edgevit.errors import GraphError
+from edgevit.export.trace import export_program
+from edgevit.stages import Graph
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import GraphModule, Node
+
+PASSES = {
+    "patches_as_linear": "edgevit.export.patches_as_linear:patches_as_linear",
+    "split_qkv": "edgevit.export.split_qkv:split_qkv",  # before the scale: it frees the query's own Linear
+    "fold_attention_scale": "edgevit.export.fold_attention_scale:fold_attention_scale",
+    "fold_norm_affine": "edgevit.export.fold_norm_affine:fold_norm_affine",  # last: it sees the final Linears
+}
+
+TOLERANCE = 1e-5  # relative to the largest output: float32 sums in another order
+
+
+def rewrite(graph: Graph, names: Sequence[str]) -> Graph:
+    """Run the named passes in order; the same object comes back when none matched."""
+    import torch
+
+    module = graph.program.module()
+    images = torch.rand(graph.inputs.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    done: list[str] = []
+    with torch.no_grad():
+        before = module(images)
+        for name in names:
+            where, function = PASSES[name].split(":")
+            run: Callable[[GraphModule], int] = getattr(import_module(where), function)
+            if not run(module):
+                continue
+            module.graph.eliminate_dead_code()
+            module.recompile()
+            _prove(name, before, module(images))
+            done.append(name)
+    if not done:
+        return graph
+    return Graph(export_program(module, graph.inputs), graph.inputs, (*graph.passes, *done))
+
+
+def _prove(name: str, before: torch.Tensor, after: torch.Tensor) -> None:
+    error = float((after - before).abs().max() / before.abs().max().clamp_min(1e-12))
+    if not error <= TOLERANCE:
+        raise GraphError(f"pass {name} changed the outputs by {error:.1e} (limit {TOLERANCE:g}); this is a bug in the pass")
+
+
+def attribute(module: GraphModule, node: Any) -> torch.Tensor | None:
+    """The constant tensor behind a `get_attr` node, or None for anything else."""
+    if getattr(node, "op", None) != "get_attr":
+        return None
+    value: Any = module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value.detach() if hasattr(value, "detach") else None
+
+
+def constant(module: GraphModule, like: Node, name: str, value: torch.Tensor) -> Node:
+    """Add a tensor to the program, as a `get_attr` node in front of `like`."""
+    unique = name
+    while hasattr(module, unique):
+        unique += "_"
+    module.register_buffer(unique, value.contiguous())
+    with module.graph.inserting_before(like):
+        node = module.graph.get_attr(unique)
+    node.meta["val"] = _fake_mode(module).from_tensor(value)
+    return node
+
+
+def call(module: GraphModule, before: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
+    """Insert an operator in front of `before`, remembered as part of the same layer, its shape worked out."""
+    from torch.fx.node import map_arg
+
+    with module.graph.inserting_before(before):
+        node = module.graph.call_function(target, args, kwargs)
+    node.meta["nn_module_stack"] = before.meta.get("nn_module_stack", {})
+    values = [map_arg(a, lambda n: n.meta["val"]) for a in args]
+    with _fake_mode(module):
+        node.meta["val"] = target(*values, **kwargs)
+    return node
+
+
+def _fake_mode(module: GraphModule) -> Any:
+    """The mode that the trace's shapes live in."""
+    return next(n.meta["val"].fake_mode for n in module.graph.nodes if hasattr(n.meta.get("val"), "fake_mode"))
+
+
+def single_user(node: Node) -> Node | None:
+    """The one user of a node, or None."""
+    return next(iter(node.users)) if len(node.users) == 1 else None

@@ -1,0 +1,66 @@
+"""What a target must offer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgevit.quant.scheme import QuantScheme
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgevit.stages import Engine, Graph, Refusal
+    from edgevit.tokens.lowering import Lowering
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What a target wants from the common road, as data.
+
+    precisions: what `--precision` may be; the first is the default. int8: what `--int8` means here.
+    rewrites: exact float passes (edgevit.export.rewrite.PASSES) before quantization.
+    tolerance: per precision, the largest difference from eager float32 on real images, relative to the largest output;
+        None where only agreement can be judged (8 bits). Each with its reason beside it.
+    """
+
+    precisions: tuple[str, ...]
+    int8: str
+    scheme: QuantScheme
+    rewrites: tuple[str, ...]
+    lowering: Lowering
+    tolerance: dict[str, float | None]
+
+
+class Session(Protocol):
+    """An opened engine."""
+
+    def run(self, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """float32 `[B, 3, H, W]`, exactly the built shape → float32 outputs `[B, ...]`."""
+
+
+class Runtime(Protocol):
+    """One target."""
+
+    name: str
+    extra: str
+    """The pip extra that brings its packages."""
+    runner: str
+    """File name of the script in devices/ that measures its engines."""
+    policy: Policy
+
+    def version(self) -> str:
+        """Version of the runtime. Raises MissingExtra when it is not installed."""
+
+    def resolve(self, precision: str) -> str:
+        """The exact precision that a short name means on this machine (`int8` → `int8+bf16`)."""
+
+    def refuses(self, graph: Graph) -> list[Refusal]:
+        """Nodes of the program this target cannot take, each with the reason; empty when it can."""
+
+    def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
+        """Compile into `folder`. Raises RuntimeRefusal, MissingExtra."""
+
+    def open(self, engine: Engine, threads: int | None = None) -> Session:
+        """Load an engine and be ready to run it."""

@@ -1,0 +1,58 @@
+"""Target `onnx`: a plain ONNX file, checked by running it on ONNX Runtime with every optimization off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgevit.errors import missing_extra
+from edgevit.export.to_onnx import to_onnx
+from edgevit.quant.scheme import QuantScheme
+from edgevit.runtimes.base import Policy, Session
+from edgevit.runtimes.ort import OrtSession
+from edgevit.stages import Engine, Graph, Refusal
+
+
+
+class OnnxFile:
+    """The interchange file itself: for tools downstream of edgevit."""
+
+    name = "onnx"
+    extra = "onnx"
+    runner = "runner_ort.py"
+    policy = Policy(
+        precisions=("fp32", "int8"),
+        int8="int8",
+        # Symmetric int8 with zero points 0 is what every ONNX reader takes, TensorRT included.
+        scheme=QuantScheme(activations="int8"),
+        rewrites=("fold_attention_scale",),
+        lowering="gather",
+        tolerance={"fp32": 1e-4, "int8": None},  # fp32: same operators, other summation order
+    )
+
+    def version(self) -> str:
+        """Version of the onnx package."""
+        try:
+            import onnx
+        except ModuleNotFoundError as error:
+            raise missing_extra(self.extra, error) from error
+        return str(onnx.__version__)
+
+    def resolve(self, precision: str) -> str:
+        """Names are exact already."""
+        return precision
+
+    def refuses(self, graph: Graph) -> list[Refusal]:
+        """Whatever torch's exporter takes; it names the operator itself when it does not."""
+        return []
+
+    def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
+        """Write `model.onnx`."""
+        to_onnx(graph, folder / "model.onnx")
+        options: dict[str, Any] = {"session_config": {}, "optimize": False}
+        files = ("model.onnx",)
+        return Engine(folder, self.name, self.version(), precision, files[0], files, graph.inputs, options)
+
+    def open(self, engine: Engine, threads: int | None = None) -> Session:
+        """Open with optimizations off: the file as written, not as a runtime would change it."""
+        return OrtSession(engine, threads)

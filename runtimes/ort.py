@@ -1,0 +1,97 @@
+"""Target `ort`: ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgevit.errors import RuntimeRefusal, missing_extra
+from edgevit.export.to_onnx import to_onnx
+from edgevit.quant.scheme import QuantScheme
+from edgevit.runtimes.base import Policy, Session
+from edgevit.stages import Engine, Graph, Refusal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# MatMulAddFusion turns a Linear's MatMul + Add into a float Gemm before the integer fusion looks; nothing would run in
+# int8. The name is part of the session's configuration, and so of the manifest.
+INT8_CONFIG = {"optimization.disable_specified_optimizers": "MatMulAddFusion"}
+
+
+class Ort:
+    """ONNX Runtime, CPU execution provider."""
+
+    name = "ort"
+    extra = "ort"
+    runner = "runner_ort.py"
+    policy = Policy(
+        precisions=("fp32", "int8"),
+        int8="int8",
+        scheme=QuantScheme(activations="uint8"),  # the x86 kernels are u8 x s8
+        rewrites=("patches_as_linear", "fold_attention_scale"),
+        lowering="gather",
+        tolerance={"fp32": 1e-4, "int8": None},  # fp32: same operators, other summation order
+    )
+
+    def version(self) -> str:
+        """Version of the onnxruntime package."""
+        return str(import_ort().__version__)
+
+    def resolve(self, precision: str) -> str:
+        """Names are exact already."""
+        return precision
+
+    def refuses(self, graph: Graph) -> list[Refusal]:
+        """Whatever torch's exporter takes; it names the operator itself when it does not."""
+        return []
+
+    def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
+        """Write `model.onnx`, and the session options it needs."""
+        version = self.version()
+        to_onnx(graph, folder / "model.onnx")
+        options = {"session_config": INT8_CONFIG if precision == "int8" else {}}
+        files = ("model.onnx",)
+        return Engine(folder, self.name, version, precision, files[0], files, graph.inputs, options)
+
+    def open(self, engine: Engine, threads: int | None = None) -> Session:
+        """Open with the engine's session options."""
+        return OrtSession(engine, threads)
+
+
+def import_ort() -> Any:
+    """The onnxruntime module, with the telemetry that it switches on at import (1.29 and later) switched off."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise missing_extra("ort", error) from error
+    return onnxruntime
+
+
+class OrtSession:
+    """An ONNX Runtime session on the CPU."""
+
+    def __init__(self, engine: Engine, threads: int | None) -> None:
+        ort = import_ort()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        if not engine.options.get("optimize", True):
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        for key, value in engine.options.get("session_config", {}).items():
+            options.add_session_config_entry(key, value)
+        path = engine.folder / engine.entry
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            # onnxruntime raises a dozen private exception classes that share no base but Exception
+            raise RuntimeRefusal(f"ONNX Runtime {ort.__version__} cannot load {path.name}: {error}") from error
+        self.name = engine.inputs.name
+
+    def run(self, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """One inference."""
+        out: np.ndarray[Any, Any] = self.session.run(None, {self.name: images})[0]
+        return out

@@ -1,0 +1,128 @@
+"""Target `openvino`: OpenVINO on the CPU, straight from the exported program."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgevit.errors import RuntimeRefusal, missing_extra
+from edgevit.quant.scheme import QuantScheme
+from edgevit.runtimes.base import Policy, Session
+from edgevit.stages import Engine, Graph, QuantizedGraph, Refusal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8+fp32": "f32", "int8+bf16": "bf16"}
+CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+LATENCY = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+
+
+class OpenVino:
+    """OpenVINO IR. The inference precision of everything that is not int8 is always set, never left to a default."""
+
+    name = "openvino"
+    extra = "openvino"
+    runner = "runner_openvino.py"
+    policy = Policy(
+        precisions=("fp32", "bf16", "fp16", "int8", "int8+fp32", "int8+bf16"),
+        int8="int8",
+        scheme=QuantScheme(activations="uint8"),
+        rewrites=("patches_as_linear", "split_qkv", "fold_attention_scale", "fold_norm_affine"),
+        lowering="gather",
+        # fp32: other summation order. bf16 keeps 8 bits of mantissa, fp16 11; both round at every operator, and a
+        # rounded similarity may pick another, nearly equal, token: judged by agreement like int8.
+        tolerance={"fp32": 1e-4, "bf16": None, "fp16": None, "int8+fp32": None, "int8+bf16": None},
+    )
+
+    def version(self) -> str:
+        """Version of the openvino package."""
+        return str(_openvino().__version__)
+
+    def resolve(self, precision: str) -> str:
+        """`int8` leaves the rest in bf16 where this CPU computes bf16 natively, else in fp32."""
+        capable = set(_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        if precision == "int8":
+            return "int8+bf16" if "BF16" in capable else "int8+fp32"
+        wanted = CAPABILITY[HINTS[precision]]
+        if wanted not in capable:
+            raise RuntimeRefusal(f"this CPU does not compute {wanted} (it has {', '.join(sorted(capable))}); use fp32")
+        return precision
+
+    def refuses(self, graph: Graph) -> list[Refusal]:
+        """Its converter names the operators it does not know; there is no list to ask beforehand."""
+        return []
+
+    def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
+        """Convert and write `model.xml` + `model.bin`."""
+        ov = _openvino()
+        extensions = _extensions() if isinstance(graph, QuantizedGraph) else None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the converter warns about its own use of torch
+                model = ov.convert_model(graph.program, extension=extensions)
+        except ov._pyopenvino.OpConversionFailure as error:
+            text = " ".join(str(error).split())
+            raise RuntimeRefusal(f"OpenVINO {ov.__version__} does not convert this program: {text[-300:]}") from error
+        model.inputs[0].get_tensor().set_names({graph.inputs.name})
+        model.outputs[0].get_tensor().set_names({"logits"})
+        model.reshape({graph.inputs.name: list(graph.inputs.shape)})
+        ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
+        files = ("model.xml", "model.bin")
+        options = {"config": {"INFERENCE_PRECISION_HINT": HINTS[precision], **LATENCY}}
+        return Engine(folder, self.name, str(ov.__version__), precision, files[0], files, graph.inputs, options)
+
+    def open(self, engine: Engine, threads: int | None = None) -> Session:
+        """Compile for this CPU."""
+        return OpenVinoSession(engine, threads)
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise missing_extra("openvino", error) from error
+    return openvino
+
+
+def _extensions() -> list[Any]:
+    """The converter's own reading of `dequantize_per_channel` leaves an int8 weight as it is; give it the arithmetic.
+
+    Its CPU plugin recognizes Convert → Multiply on a constant and keeps the weight in int8.
+    """
+    import numpy as np
+    import openvino.opset13 as ops
+    from openvino.frontend.pytorch import ConversionExtension
+
+    def dequantize_per_channel(context: Any) -> list[Any]:
+        weight, scale = context.get_input(0), context.get_input(1)
+        axis = context.get_values_from_const_input(3)
+        shape = [1] * len(weight.get_partial_shape())
+        shape[axis] = -1
+        column = ops.reshape(scale, ops.constant(np.array(shape, np.int64)), False)
+        return [ops.multiply(ops.convert(weight, "f32"), column).output(0)]
+
+    return [ConversionExtension("quantized_decomposed.dequantize_per_channel.default", dequantize_per_channel)]
+
+
+class OpenVinoSession:
+    """One synchronous infer request."""
+
+    def __init__(self, engine: Engine, threads: int | None) -> None:
+        ov = _openvino()
+        config = dict(engine.options["config"])
+        if threads:
+            config["INFERENCE_NUM_THREADS"] = str(threads)
+        path = engine.folder / engine.entry
+        try:
+            self.compiled = ov.Core().compile_model(str(path), "CPU", config)
+        except RuntimeError as error:
+            text = " ".join(str(error).split())
+            raise RuntimeRefusal(f"OpenVINO {ov.__version__} cannot compile {path.name}: {text[-300:]}") from error
+        self.request = self.compiled.create_infer_request()
+
+    def run(self, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """One inference."""
+        out: np.ndarray[Any, Any] = self.request.infer([images])[self.compiled.output(0)].copy()
+        return out
