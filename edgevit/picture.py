@@ -27,7 +27,7 @@ MAX_STAGES = 5
 """Reducing blocks shown in one row; more would be too small to read on a page."""
 
 PAPER, INK, MUTED = (255, 255, 255), (24, 28, 34), (96, 104, 116)
-BORDER = (255, 255, 255)
+LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Stage:
     """What has become of the original patches behind one reducing block (block numbers count from 1).
 
     before, after: token counts, prefix included.
-    slots: `[N]` int64, the token that each original patch lives in, counted with the prefix (so never below it).
+    slots: `[N]` int64, the token that each original patch lives in; prefix tokens are counted too.
     fused: `[N]` bool, true for a patch that was pruned into a fused token here or earlier.
     """
 
@@ -70,7 +70,9 @@ def token_history(model: ReducedVit, images: torch.Tensor) -> TokenHistory:
     if images.shape[0] != 1:
         raise ValueError(f"token_history follows one image, got images of shape {list(images.shape)}")
     if not any(model.steps):
-        raise ScheduleError("no block of this model reduces its tokens, so there is nothing to draw; give --reduce")
+        raise ScheduleError(
+            "no block of this model reduces its tokens, so there is nothing to draw; give --reduce"
+        )
     with torch.no_grad():
         plans = model.run(images)[1]
     stages: list[Stage] = []
@@ -91,8 +93,8 @@ def token_history(model: ReducedVit, images: torch.Tensor) -> TokenHistory:
 def draw(image: Image.Image, history: TokenHistory, grid: tuple[int, int]) -> Image.Image:
     """A row of captioned panels: the input, then the tokens behind each reducing block (at most MAX_STAGES).
 
-    Merged patches take the mean colour of their group, with a border around it; fused ones turn dark grey; patches
-    that still stand alone keep their pixels.
+    Merged patches take the mean colour of their group, with a border around it; fused ones turn dark grey;
+    patches that still stand alone keep their pixels.
 
     image: the fitted RGB picture the model saw. grid: patches (down, across). Prefix tokens are not drawn.
     """
@@ -103,6 +105,17 @@ def draw(image: Image.Image, history: TokenHistory, grid: tuple[int, int]) -> Im
     panels = [(base, *_input_caption(history, len(shown)))]
     panels += [(_paint(base, stage, grid), *_stage_caption(stage)) for stage in shown]
     return _row(panels)
+
+
+def legend(history: TokenHistory) -> str:
+    """One sentence that says how to read the picture."""
+    parts = []
+    if any(_merged(stage).any() for stage in history.stages):
+        parts.append("areas of one colour inside a border are merged: one token each")
+    if history.end.fused.any():
+        parts.append("dark patches are fused into one token per reducing block")
+    text = "; ".join([*parts, "all others stand alone"])
+    return text[0].upper() + text[1:] + "."
 
 
 def contact(rows: Sequence[Image.Image]) -> Image.Image:
@@ -168,9 +181,10 @@ def _paint(base: Image.Image, stage: Stage, grid: tuple[int, int]) -> Image.Imag
         sums = [np.bincount(group[merged], channel, stage.after) for channel in pixels[merged].T]
         mean = np.stack(sums, axis=1) / area[:, None]  # [slots, 3]
         pixels[merged] = mean[group[merged]]
-    light = pixels[fused] @ (0.299, 0.587, 0.114)
-    pixels[fused] = (28 + 0.28 * light)[:, None]
-    pixels[_edges(group, merged, width=max(1, round(min(base.size) / 224)))] = BORDER
+    pixels[fused] = (28 + 0.28 * (pixels[fused] @ LUMA))[:, None]
+    edges = _edges(group, merged, width=max(1, round(min(base.size) / 224)))
+    # White borders, but grey ones where white would not show.
+    pixels[edges] = np.where(pixels[edges] @ LUMA > 190, 90.0, 255.0)[:, None]
     return Pil.fromarray(pixels.round().astype(np.uint8))
 
 
@@ -243,7 +257,7 @@ def _write(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, font: Any, 
     middle, head = top + 0.62 * size, 0.22 * size
     for index, part in enumerate(text.split("→")):
         if index:
-            end = x + 0.9 * size
+            end = x + 0.95 * size
             pen.line([(x, middle), (end, middle)], fill=INK, width=max(1, size // 12))
             pen.line(
                 [(end - head, middle - head), (end, middle), (end - head, middle + head)],

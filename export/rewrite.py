@@ -11,8 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import GraphError
-from edgevit.export.trace import export_program
-from edgevit.stages import Graph
+from edgevit.stages import InputSpec
 
 if TYPE_CHECKING:
     import torch
@@ -28,27 +27,23 @@ PASSES = {
 TOLERANCE = 1e-5  # relative to the largest output: float32 sums in another order
 
 
-def rewrite(graph: Graph, names: Sequence[str]) -> Graph:
-    """Run the named passes in order; the same object comes back when none matched."""
+def rewrite(module: GraphModule, inputs: InputSpec, names: Sequence[str]) -> tuple[str, ...]:
+    """Run the named passes on an unlifted program, in order and in place; return those that matched."""
     import torch
 
-    module = graph.program.module()
-    images = torch.rand(graph.inputs.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    done: list[str] = []
+    images = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    done = []
     with torch.no_grad():
         before = module(images)
         for name in names:
             where, function = PASSES[name].split(":")
             run: Callable[[GraphModule], int] = getattr(import_module(where), function)
-            if not run(module):
-                continue
-            module.graph.eliminate_dead_code()
-            module.recompile()
-            _prove(name, before, module(images))
-            done.append(name)
-    if not done:
-        return graph
-    return Graph(export_program(module, graph.inputs), graph.inputs, (*graph.passes, *done))
+            if run(module):
+                module.graph.eliminate_dead_code()
+                module.recompile()
+                _prove(name, before, module(images))
+                done.append(name)
+    return tuple(done)
 
 
 def _prove(name: str, before: torch.Tensor, after: torch.Tensor) -> None:

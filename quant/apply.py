@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.ao.quantization.fx._decomposed  # noqa: F401 (defines torch.ops.quantized_decomposed)
 
 from edgevit.errors import QuantError
-from edgevit.export.rewrite import attribute, call, constant
+from edgevit.export.rewrite import attribute, call, constant, rewrite
 from edgevit.export.trace import export_program
 from edgevit.quant.calibrate import Observed, observe
 from edgevit.quant.equalize import Choice, choose
@@ -29,16 +29,19 @@ QDQ = torch.ops.quantized_decomposed
 def quantize(
     graph: Graph,
     scheme: QuantScheme,
+    rewrites: Sequence[str],
     batches: Iterable[np.ndarray[Any, Any]],
     count: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> QuantizedGraph:
     """Quantize a program after training.
 
+    rewrites: exact float passes to run first (edgevit.export.rewrite.PASSES).
     batches: calibration images `[B, 3, H, W]`, preprocessed as in evaluation; count: how many batches there are.
     Raises QuantError when nothing can be quantized or calibration fails.
     """
     module = graph.program.module()
+    passes = (*graph.passes, *rewrite(module, graph.inputs, rewrites))
     groups, refused = find(module)
     if not groups:
         raise QuantError("the program has no Linear or Conv with constant weights; there is nothing to quantize")
@@ -53,7 +56,7 @@ def quantize(
     module.recompile()
     kept = (*refused, *_kept(module))
     program = export_program(module, graph.inputs)
-    return QuantizedGraph(program, graph.inputs, graph.passes, kept, tuple(log))
+    return QuantizedGraph(program, graph.inputs, passes, kept, tuple(log))
 
 
 def find(module: GraphModule) -> tuple[dict[Node, list[Node]], tuple[Refusal, ...]]:

@@ -47,7 +47,7 @@ class Runtime(Protocol):
     extra: str
     """The pip extra that brings its packages."""
     runner: str
-    """File name of the script in devices/ that measures its engines."""
+    """Which script of devices/ measures its engines (a key of `edgevit.devices.plan.RUNNERS`)."""
     policy: Policy
 
     def version(self) -> str:

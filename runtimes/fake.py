@@ -18,7 +18,7 @@ class Fake:
 
     name = "fake"
     extra = "test"
-    runner = "runner_fake.py"
+    runner = "fake"
     policy = Policy(
         precisions=("fp32", "int8"),
         int8="int8",
@@ -45,7 +45,7 @@ class Fake:
         import torch
 
         torch.export.save(graph.program, folder / "model.pt2")
-        files, options = ("model.pt2",), {"fake": True, "latency_ms": 2.0}
+        files, options = ("model.pt2",), {"latency_ms": 2.0}
         return Engine(folder, self.name, self.version(), precision, files[0], files, graph.inputs, options)
 
     def open(self, engine: Engine, threads: int | None = None) -> Session:

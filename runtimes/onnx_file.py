@@ -19,7 +19,7 @@ class OnnxFile:
 
     name = "onnx"
     extra = "onnx"
-    runner = "runner_ort.py"
+    runner = "ort"
     policy = Policy(
         precisions=("fp32", "int8"),
         int8="int8",
@@ -49,10 +49,10 @@ class OnnxFile:
     def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
         """Write `model.onnx`."""
         to_onnx(graph, folder / "model.onnx")
-        options: dict[str, Any] = {"session_config": {}, "optimize": False}
+        options: dict[str, Any] = {"session_config": {}}
         files = ("model.onnx",)
         return Engine(folder, self.name, self.version(), precision, files[0], files, graph.inputs, options)
 
     def open(self, engine: Engine, threads: int | None = None) -> Session:
         """Open with optimizations off: the file as written, not as a runtime would change it."""
-        return OrtSession(engine, threads)
+        return OrtSession(engine, threads, optimize=False)

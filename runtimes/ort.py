@@ -25,7 +25,7 @@ class Ort:
 
     name = "ort"
     extra = "ort"
-    runner = "runner_ort.py"
+    runner = "ort"
     policy = Policy(
         precisions=("fp32", "int8"),
         int8="int8",
@@ -73,13 +73,13 @@ def import_ort() -> Any:
 class OrtSession:
     """An ONNX Runtime session on the CPU."""
 
-    def __init__(self, engine: Engine, threads: int | None) -> None:
+    def __init__(self, engine: Engine, threads: int | None, optimize: bool = True) -> None:
         ort = import_ort()
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if threads:
             options.intra_op_num_threads = threads
-        if not engine.options.get("optimize", True):
+        if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         for key, value in engine.options.get("session_config", {}).items():
             options.add_session_config_entry(key, value)

@@ -24,7 +24,7 @@ class OpenVino:
 
     name = "openvino"
     extra = "openvino"
-    runner = "runner_openvino.py"
+    runner = "openvino"
     policy = Policy(
         precisions=("fp32", "bf16", "fp16", "int8", "int8+fp32", "int8+bf16"),
         int8="int8",

@@ -1,0 +1,115 @@
+"""`edgevit export`: MODEL → bundle."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edgevit.commands.terminal import add_model_flags, note, print_json, progress
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of export."""
+    add_model_flags(parser)
+    parser.add_argument("--target", required=True, metavar="TARGET", help="onnx, ort, openvino (see `edgevit targets`)")
+    parser.add_argument("--reduce", default="none", metavar="SPEC", help="token schedule, for example tome:r=60/40@5,9")
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--int8", dest="precision", action="store_const", const="int8", help="needs --calib")
+    precision.add_argument("--fp16", dest="precision", action="store_const", const="fp16")
+    precision.add_argument("--precision", dest="precision", metavar="P", help="fp32, bf16, int8, int8+bf16, ...")
+    parser.add_argument("--calib", type=Path, metavar="DATA", help="calibration images (CSV or folder)")
+    parser.add_argument("--eval", type=Path, metavar="DATA", help="labelled images: accuracy beside the dense baseline")
+    parser.add_argument("--max-drop", type=float, metavar="POINTS", help="exit 3 if accuracy drops more than this")
+    parser.add_argument("--min-speedup", type=float, metavar="X", help="exit 3 unless this much faster than dense fp32")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images per inference (static)")
+    parser.add_argument("--device", default="local", metavar="NAME", help="where to measure")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line, copied into the bundle")
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="the bundle's directory")
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export, then say what came out and what to do next."""
+    from edgevit.pipeline import ExportSettings, export
+    from edgevit.runtimes import runtime
+
+    target = runtime(arguments.target).name  # a misspelt target fails before anything is loaded
+    out = arguments.out or Path(_default_name(arguments, target))
+    settings = ExportSettings(
+        model=arguments.model,
+        target=target,
+        out=out,
+        reduce=arguments.reduce,
+        precision=arguments.precision,
+        calib=arguments.calib,
+        eval=arguments.eval,
+        max_drop=arguments.max_drop,
+        min_speedup=arguments.min_speedup,
+        arch=arguments.arch,
+        input_size=arguments.input_size,
+        batch=arguments.batch,
+        preprocess=arguments.preprocess,
+        labels=arguments.labels,
+        device=arguments.device,
+        trust_pickle=arguments.trust_pickle,
+        force=arguments.force,
+    )
+    with progress() as show:
+        exported = export(settings, show)
+    result = exported.to_json()
+    if arguments.json:
+        print_json(result)
+        return 0
+    _print(result)
+    for text in exported.notes:
+        note(text)
+    return 0
+
+
+def _default_name(arguments: argparse.Namespace, target: str) -> str:
+    """`model-target[-method][-precision]` in the current folder."""
+    stem = Path(arguments.model.replace(":", "-")).stem
+    method = "" if arguments.reduce == "none" else "-" + arguments.reduce.split(":")[0]
+    return f"{stem}-{target}{method}" + (f"-{arguments.precision}" if arguments.precision else "")
+
+
+def _print(result: dict[str, object]) -> None:
+    """A few lines for a person."""
+    macs, checks = result["macs"], result["checks"]
+    assert isinstance(macs, dict)
+    assert isinstance(checks, dict)
+    kept = result["kept_float"]
+    assert isinstance(kept, list)
+    print(f"{result['bundle']}  {result['target']}  {result['precision']}  {int(str(result['size_bytes'])) / 1e6:.1f} MB")
+    print(f"  schedule  {result['schedule']}   tokens {_runs(result['tokens'])}")
+    print(f"  MACs      {macs['dense'] / 1e9:.3f} G dense, {macs['reduced'] / 1e9:.3f} G here")
+    print(
+        f"  check     {checks['sqnr_db']:.0f} dB against {checks['reference']} on {checks['images']} images "
+        f"({checks['image_source']}), same top-1 on {checks['agreement']:.0f} %"
+    )
+    if kept:
+        print(f"  float     {len(kept)} operators, each with its reason in {result['bundle']}/manifest.json")
+    if isinstance(result["gate"], dict):
+        _print_gate(result["gate"])
+    print(f"next: edgevit eval {result['bundle']} --data DATA    edgevit profile {result['bundle']}")
+
+
+def _print_gate(gate: dict[str, object]) -> None:
+    against = gate.get("against")
+    if isinstance(against, dict):
+        print(
+            f"  accuracy  {gate['top1']:.2f} % on {gate['images']} images; baseline ({gate['baseline']}) "
+            f"{against['top1']:.2f} %; lost {against['flips_lost']}, won {against['flips_won']}"
+        )
+    speedup = gate.get("speedup")
+    if isinstance(speedup, dict):
+        print(f"  speedup   {speedup['ratio']:.2f} {speedup['ci95']} against {gate['baseline']}")
+
+
+def _runs(tokens: object) -> str:
+    """Token counts with repeats folded: 197 x4, 137 x4, 97 x4."""
+    from itertools import groupby
+
+    assert isinstance(tokens, list)
+    return ", ".join(f"{n} x{len(list(g))}" for n, g in groupby(tokens)) or "not known (no adapter)"

@@ -1,0 +1,133 @@
+"""`edgevit inspect`: what a model or bundle is made of, and what a schedule does to it."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from edgevit.commands.terminal import add_model_flags, print_json
+from edgevit.errors import DataError, UnsupportedModel
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of inspect."""
+    add_model_flags(parser)
+    parser.add_argument("--reduce", default="none", metavar="SPEC", help="token schedule")
+    parser.add_argument("--image", type=Path, action="append", metavar="FILE", help="draw kept and merged tokens (repeat)")
+    parser.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder for tokens.png")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Inspect a bundle's manifest, or load and trace a model."""
+    from edgevit.bundle import MANIFEST
+
+    path = Path(arguments.model)
+    found = _bundle(path) if (path / MANIFEST).is_file() else _model(arguments)
+    if arguments.json:
+        print_json(found)
+        return 0
+    for key, value in found.items():
+        print(f"{key:10} {_text(value)}")
+    return 0
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    from edgevit.bundle import Bundle
+
+    bundle = Bundle.load(path)
+    m = bundle.manifest
+    return {
+        "bundle": str(path),
+        "model": m["model"]["name"],
+        "target": m["target"],
+        "runtime": f"{m['runtime']['name']} {m['runtime']['version']}",
+        "precision": m["precision"],
+        "schedule": m["schedule"]["text"],
+        "tokens": m["schedule"]["tokens"],
+        "macs": m["schedule"]["macs"],
+        "size_bytes": bundle.size_bytes,
+        "passes": m["passes"],
+        "check": m["check"],
+        "kept_float": dict(Counter(r["reason"] for r in m["kept_float"])),
+    }
+
+
+def _model(arguments: argparse.Namespace) -> dict[str, Any]:
+    from edgevit.adapters import adapt
+    from edgevit.export.trace import trace, trace_checkpoint
+    from edgevit.load import load
+    from edgevit.reduce import dense_macs, reduce
+    from edgevit.stages import InputSpec
+    from edgevit.tokens.schedule import parse_schedule
+
+    schedule = parse_schedule(arguments.reduce)
+    checkpoint = load(
+        arguments.model,
+        arch=arguments.arch,
+        preprocess=arguments.preprocess,
+        input_size=arguments.input_size,
+        trust_pickle=arguments.trust_pickle,
+    )
+    inputs = InputSpec(1, *checkpoint.preprocess.size)
+    found: dict[str, Any] = {"model": checkpoint.name, "arch": checkpoint.arch, "sha256": checkpoint.sha256}
+    found["preprocess"] = checkpoint.preprocess.to_dict()
+    try:
+        if checkpoint.module is None:
+            raise UnsupportedModel("an exported program has no blocks to take apart")
+        vit = adapt(checkpoint.module)
+    except UnsupportedModel as error:
+        if not schedule.is_none or arguments.image:
+            raise
+        graph = trace_checkpoint(checkpoint, inputs)
+        macs = dense_macs(graph.program.module(), inputs.shape)
+        found |= {"adapter": f"none ({error})", "macs": {"dense": macs, "reduced": macs}}
+    else:
+        reduced = reduce(vit, schedule)
+        graph = trace(reduced.module, inputs)
+        found |= {
+            "adapter": vit.family,
+            "blocks": len(vit.blocks),
+            "prefix": vit.prefix_tokens,
+            "grid": list(vit.grid),
+            "schedule": str(reduced.schedule),
+            "tokens": list(reduced.tokens),
+            "macs": {"dense": reduced.dense_macs, "reduced": reduced.reduced_macs},
+            "notes": list(reduced.notes),
+        }
+        if arguments.image:
+            found["picture"] = str(_draw(arguments, checkpoint, vit, reduced))
+    operators = Counter(str(n.target) for n in graph.program.graph.nodes if n.op == "call_function")
+    found["operators"] = dict(operators.most_common())
+    return found
+
+
+def _draw(arguments: argparse.Namespace, checkpoint: Any, vit: Any, reduced: Any) -> Path:
+    """tokens.png: one row of panels per image."""
+    import torch
+
+    from edgevit.data import open_image
+    from edgevit.picture import contact, draw, token_history
+    from edgevit.reduce import ReducedVit
+
+    if not isinstance(reduced.module, ReducedVit):
+        raise DataError("--image draws kept and merged tokens, and this schedule reduces none; pass --reduce SPEC")
+    rows = []
+    for file in arguments.image:
+        image = open_image(file)
+        tensor = torch.from_numpy(checkpoint.preprocess.tensor(image)).unsqueeze(0)
+        rows.append(draw(checkpoint.preprocess.fit(image), token_history(reduced.module, tensor), vit.grid))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = Path(arguments.out) / "tokens.png"
+    part = path.with_name(".tokens.png.part")
+    contact(rows).save(part, format="PNG")
+    part.replace(path)
+    return path

@@ -1,0 +1,41 @@
+"""`edgevit methods`: the token reduction methods and what they need."""
+
+from __future__ import annotations
+
+import argparse
+
+from edgevit.commands.terminal import print_json, print_table
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of methods."""
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List the methods from the table."""
+    from importlib import import_module
+
+    from edgevit.tokens import METHODS, method
+
+    rows = []
+    for name, path in METHODS.items():
+        cls = method(name)
+        summary = (import_module(path.split(":")[0]).__doc__ or "").split("\n")[0]
+        example = (cls.__doc__ or "").split("\n")[0]
+        rows.append(
+            {"name": name, "summary": summary, "keys": dict(cls.keys), "options": dict(cls.options), "example": example}
+        )
+    if arguments.json:
+        print_json({"methods": rows})
+        return 0
+    from rich.table import Table
+
+    table = Table()
+    for column in ("method", "what it does", "keys", "example"):
+        table.add_column(column)
+    for row in rows:
+        keys = [f"{k}: {v}" for k, v in row["keys"].items()] + [f"{k}: {' or '.join(v)}" for k, v in row["options"].items()]
+        table.add_row(str(row["name"]), str(row["summary"]), "\n".join(keys), str(row["example"]))
+    print_table(table)
+    return 0

@@ -1,0 +1,83 @@
+"""`edgevit profile`: latency of bundles on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from edgevit.commands.terminal import note, print_json, print_table, progress
+from edgevit.errors import MeasureError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of profile."""
+    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
+    parser.add_argument("--against", type=Path, metavar="BUNDLE", help="interleave with this one (A B B A)")
+    parser.add_argument("--device", default="local", metavar="NAME", help="where to measure")
+    parser.add_argument("--rounds", type=int, metavar="N", help="fresh processes per bundle (default 12)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the runtime (default: all cores here)")
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="folder for the full record, raw samples included")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, one process at a time."""
+    from edgevit.bundle import Bundle
+    from edgevit.devices.bench import BenchPlan, profile
+    from edgevit.devices.result import record
+    from edgevit.measure import job, unique_names
+
+    if arguments.device != "local":
+        raise MeasureError(f"--device {arguments.device}: this version measures on this machine only (local)")
+    bundles = [Bundle.load(path) for path in arguments.bundles]
+    against = Bundle.load(arguments.against) if arguments.against else None
+    names = unique_names([*bundles, *([against] if against else [])])
+    jobs = [job(b, n) for b, n in zip(bundles, names, strict=False)]
+    options: dict[str, Any] = {"threads": arguments.threads}
+    if arguments.rounds is not None:
+        options["rounds"] = arguments.rounds
+    with progress() as show:
+        found = profile(jobs, job(against, names[-1]) if against else None, BenchPlan(**options), show)
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        record(found, arguments.out)
+    summary = found.to_json()
+    if arguments.json:
+        print_json(summary)
+        return 0
+    print_table(table(summary))
+    for text in summary["notes"]:
+        note(text)
+    return 0
+
+
+def table(summary: dict[str, Any]) -> Any:
+    """The results as a table; what could not be measured is a dash."""
+    from rich.table import Table
+
+    device, conditions = summary["device"], summary["conditions"]
+    title = f"{device.get('cpu_model', 'this machine')}, {conditions['threads']} threads, order {conditions['order']}"
+    shown = Table(title=title)
+    for column in ("bundle", "median ms", "95 % CI", "p90", "p99", "speedup", "95 % CI"):
+        shown.add_column(column, justify="left" if column == "bundle" else "right")
+    for row in summary["results"]:
+        speed = summary["speedup"].get(row["bundle"])
+        shown.add_row(
+            row["bundle"],
+            _number(row["median_ms"]),
+            _interval(row["ci95_ms"]),
+            _number(row["p90_ms"]),
+            _number(row["p99_ms"]),
+            _number(speed["ratio"]) if speed else "1",
+            _interval(speed["ci95"]) if speed else "",
+        )
+    return shown
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _interval(values: list[float | None]) -> str:
+    return "–" if values[0] is None else f"{values[0]:.2f} to {values[1]:.2f}"

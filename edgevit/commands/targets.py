@@ -1,0 +1,70 @@
+"""`edgevit targets`: what can be built and run here."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from edgevit.commands.terminal import print_json, print_table
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of targets."""
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List every target of the command line, the planned ones too."""
+    rows = survey()
+    if arguments.json:
+        print_json({"targets": rows})
+        return 0
+    from rich.table import Table
+
+    table = Table()
+    for column in ("target", "builds here", "runs here", "version", "precisions", "to get it"):
+        table.add_column(column)
+    for row in rows:
+        yes = {True: "yes", False: "no"}
+        table.add_row(
+            row["name"],
+            yes[row["builds_here"]],
+            yes[row["runs_here"]],
+            row["version"] or "",
+            ", ".join(row["precisions"]),
+            row["install"] if not row["available"] else "",
+        )
+    print_table(table)
+    return 0
+
+
+def survey() -> list[dict[str, Any]]:
+    """One row per target; importing the runtime is the only honest test that it is there."""
+    from edgevit.errors import MissingExtra
+    from edgevit.runtimes import PLANNED, TARGETS, runtime
+
+    rows = []
+    for name in TARGETS:
+        target = runtime(name)
+        version, reason = None, ""
+        try:
+            version = target.version()
+        except MissingExtra as error:
+            reason = str(error)
+        rows.append(
+            {
+                "name": name,
+                "available": version is not None,
+                "builds_here": version is not None,
+                "runs_here": version is not None,
+                "install": f"pip install 'edgevit[{target.extra}]'",
+                "version": version,
+                "precisions": list(target.policy.precisions),
+                "reason": reason,
+            }
+        )
+    for name in PLANNED:
+        absent = {"available": False, "builds_here": False, "runs_here": False, "version": None, "precisions": []}
+        reason = "not in this version of edgevit"
+        rows.append({"name": name, **absent, "install": reason, "reason": reason})
+    return rows

@@ -1,0 +1,87 @@
+"""What every verb shares: progress on standard error, JSON alone on standard output, argument types."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Progress = Callable[[str, int, int], None]
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """A progress display on standard error: a live line on a terminal, one plain line per stage elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain()
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                for task in tasks.values():
+                    bar.update(task, visible=False)
+                tasks[what] = bar.add_task(what, total=total or None)
+            bar.update(tasks[what], completed=done, total=total or None, visible=True)
+
+        yield show
+
+
+def _plain() -> Progress:
+    seen: set[str] = set()
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in seen:
+            seen.add(what)
+            print(f"edgevit: {what}" + (f" ({total})" if total else ""), file=sys.stderr)
+
+    return show
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output; NaN would be no JSON, so it is an error here."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """A remark for a person: standard error."""
+    print(f"edgevit: {text}", file=sys.stderr)
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """`N` or `NxM` → (height, width)."""
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not N or HEIGHTxWIDTH")
+    return int(parts[0]), int(parts[-1])
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """MODEL and how to read it."""
+    from pathlib import Path
+
+    parser.add_argument("model", metavar="MODEL", help=".safetensors, .pt, .pth, .pt2, timm:NAME, or demo")
+    parser.add_argument("--arch", metavar="ARCH", help="architecture of a bare state dict: timm:NAME")
+    parser.add_argument("--input-size", type=image_size, metavar="N[xM]", help="image size, height x width")
+    parser.add_argument("--preprocess", type=Path, metavar="FILE", help="JSON that overrides the model's preprocessing")
+    parser.add_argument("--trust-pickle", action="store_true", help="unpickle a whole module: runs code from the file")
+
+
+def print_table(table: Any) -> None:
+    """A rich table on standard output, wide enough for its columns when that is no terminal."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    console.print(table)

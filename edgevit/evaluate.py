@@ -1,0 +1,102 @@
+"""Accuracy of compiled engines: top-1, top-5, and paired flips against another bundle on the same images."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgevit.bundle import Bundle
+from edgevit.data import Dataset
+from edgevit.errors import DataError
+from edgevit.runtimes import runtime
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions of one bundle: `ranks[i]` is the place of the true label among the outputs (0 = top-1)."""
+
+    bundle: str
+    predicted: tuple[int, ...]
+    ranks: tuple[int, ...]
+    seconds: float
+
+    @property
+    def images(self) -> int:
+        """How many."""
+        return len(self.ranks)
+
+    @property
+    def top1(self) -> float:
+        """Percent."""
+        return self._within(1)
+
+    @property
+    def top1_se(self) -> float:
+        """Standard error of top-1 in percent (binomial)."""
+        p = self.top1 / 100
+        return 100 * math.sqrt(p * (1 - p) / self.images)
+
+    def _within(self, k: int) -> float:
+        return 100 * sum(rank < k for rank in self.ranks) / self.images
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of the command-line contract."""
+        return {
+            "bundle": self.bundle,
+            "images": self.images,
+            "top1": self.top1,
+            "top5": self._within(5),
+            "seconds": self.seconds,
+            "top1_se": self.top1_se,
+        }
+
+
+def evaluate(bundle: Bundle, data: Dataset, progress: Progress | None = None) -> Evaluation:
+    """Run a bundle's engine over labelled images with its own preprocessing. Raises DataError, RuntimeRefusal."""
+    import numpy as np
+
+    data.check_labels(bundle.classes)
+    session = runtime(bundle.manifest["target"]).open(bundle.engine)
+    batch = bundle.engine.inputs.batch
+    predicted: list[int] = []
+    ranks: list[int] = []
+    started = time.perf_counter()
+    for images in data.tensors(bundle.preprocess, batch):
+        outputs = class_scores(session.run(images), bundle)
+        for scores in outputs[: len(data) - len(ranks)]:
+            label = data.labels[len(ranks)]
+            if not np.isfinite(scores).all():
+                raise DataError(f"{bundle.name} gives NaN or infinite outputs for {data.files[len(ranks)].name}")
+            predicted.append(int(scores.argmax()))
+            ranks.append(int((scores > scores[label]).sum()))
+        if progress:
+            progress(f"evaluate {bundle.name}", len(ranks), len(data))
+    return Evaluation(bundle.name, tuple(predicted), tuple(ranks), time.perf_counter() - started)
+
+
+def class_scores(outputs: np.ndarray[Any, Any], bundle: Bundle) -> np.ndarray[Any, Any]:
+    """`[B, classes]`, or an error for a model that does not classify."""
+    if outputs.ndim != 2:
+        raise DataError(f"{bundle.name} gives outputs {list(outputs.shape)}; accuracy needs [batch, classes]")
+    return outputs
+
+
+def compare(result: Evaluation, baseline: Evaluation) -> dict[str, Any]:
+    """Paired comparison on the same images: agreement in percent, images lost and won."""
+    right, base = [r == 0 for r in result.ranks], [r == 0 for r in baseline.ranks]
+    same = sum(a == b for a, b in zip(result.predicted, baseline.predicted, strict=True))
+    return {
+        "bundle": baseline.bundle,
+        "top1": baseline.top1,
+        "agreement": 100 * same / result.images,
+        "flips_lost": sum(b and not a for a, b in zip(right, base, strict=True)),
+        "flips_won": sum(a and not b for a, b in zip(right, base, strict=True)),
+    }

@@ -1,0 +1,26 @@
+"""Bundles → jobs for the device runner, and what was measured → a bundle's report.json."""
+
+from __future__ import annotations
+
+from edgevit.bundle import Bundle
+from edgevit.devices.plan import Job
+from edgevit.runtimes import runtime
+
+
+def job(bundle: Bundle, name: str | None = None) -> Job:
+    """The measurement job of a verified bundle."""
+    engine = bundle.engine
+    return Job(
+        bundle=name or bundle.name,
+        runner=runtime(bundle.manifest["target"]).runner,
+        engine=engine.folder / engine.entry,
+        options=dict(engine.options),
+        input_name=engine.inputs.name,
+        input_shape=engine.inputs.shape,
+    )
+
+
+def unique_names(bundles: list[Bundle]) -> list[str]:
+    """Folder names where they differ, whole paths where two are alike."""
+    names = [b.name for b in bundles]
+    return names if len(set(names)) == len(names) else [str(b.folder) for b in bundles]

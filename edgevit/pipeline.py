@@ -1,0 +1,310 @@
+"""The verbs in order: load, adapt, reduce, trace, quantize, build, check, write the bundle, hold the gates."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgevit.bundle import MANIFEST, REPORT, SCHEMA, Bundle, staged, write_json
+from edgevit.data import Dataset, read_dataset
+from edgevit.errors import EdgeVitError, GateFailed, GraphError, QuantError, RuntimeRefusal
+from edgevit.load import load, sha256_file
+from edgevit.runtimes import runtime
+from edgevit.tokens.schedule import TokenSchedule, parse_schedule
+from edgevit.version import __version__
+
+if TYPE_CHECKING:
+    from edgevit.runtimes.base import Runtime
+    from edgevit.stages import Checkpoint, Engine, Graph, InputSpec, ReducedModel
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Everything `edgevit export` needs. Impossible combinations are refused before anything is loaded."""
+
+    model: str
+    target: str
+    out: Path
+    reduce: str = "none"
+    precision: str | None = None  # None: the target's default
+    calib: Path | None = None
+    eval: Path | None = None
+    max_drop: float | None = None
+    min_speedup: float | None = None
+    arch: str | None = None
+    input_size: tuple[int, int] | None = None
+    batch: int = 1
+    preprocess: Path | None = None
+    labels: Path | None = None
+    device: str = "local"
+    trust_pickle: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision and self.precision.startswith("int8") and self.calib is None:
+            raise QuantError(
+                f"{self.precision} needs calibration images: pass --calib DATA (a CSV with file,label or an image "
+                "folder; 100 or more images like the ones it will see)"
+            )
+        if self.max_drop is not None and self.eval is None:
+            raise EdgeVitError("--max-drop compares accuracy, so it needs --eval DATA")
+        if self.batch < 1:
+            raise EdgeVitError(f"--batch {self.batch} must be 1 or more")
+        if self.device != "local":
+            raise EdgeVitError(f"--device {self.device}: this version measures on this machine only (local)")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made."""
+
+    bundle: Bundle
+    notes: tuple[str, ...]
+    gate: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of the command-line contract."""
+        m = self.bundle.manifest
+        return {
+            "bundle": str(self.bundle.folder),
+            "target": m["target"],
+            "precision": m["precision"],
+            "schedule": m["schedule"]["text"],
+            "tokens": m["schedule"]["tokens"],
+            "macs": m["schedule"]["macs"],
+            "size_bytes": self.bundle.size_bytes,
+            "checks": {"static_shapes": True, "forbidden_ops": [], **m["check"]},
+            "kept_float": m["kept_float"],
+            "notes": list(self.notes),
+            "gate": self.gate,
+        }
+
+
+def export(settings: ExportSettings, progress: Progress = silent) -> Exported:
+    """MODEL → bundle. Raises EdgeVitError; on any failure nothing is left at `settings.out`."""
+    target = runtime(settings.target)
+    target.version()
+    precision = _precision(target, settings.precision)
+    schedule = parse_schedule(settings.reduce)
+    calib = read_dataset(settings.calib) if settings.calib else None
+    evaluation = read_dataset(settings.eval) if settings.eval else None
+    with staged(settings.out, settings.force) as folder:
+        progress("load", 0, 0)
+        checkpoint = load(
+            settings.model,
+            arch=settings.arch,
+            preprocess=settings.preprocess,
+            input_size=settings.input_size,
+            trust_pickle=settings.trust_pickle,
+        )
+        bundle, notes = _build(folder, checkpoint, target, precision, schedule, calib or evaluation, settings, progress)
+        gate = None
+        if evaluation or settings.min_speedup is not None:
+            gate = _hold_gates(bundle, checkpoint, target, evaluation, settings, progress)
+    return Exported(Bundle(settings.out, bundle.manifest), notes, gate)
+
+
+def _precision(target: Runtime, asked: str | None) -> str:
+    precision = target.policy.precisions[0] if asked is None else asked
+    if precision not in target.policy.precisions:
+        known = ", ".join(target.policy.precisions)
+        raise RuntimeRefusal(f"target {target.name} does not build {precision}; it builds {known}")
+    return target.resolve(precision)
+
+
+def _build(
+    folder: Path,
+    checkpoint: Checkpoint,
+    target: Runtime,
+    precision: str,
+    schedule: TokenSchedule,
+    data: Dataset | None,
+    settings: ExportSettings,
+    progress: Progress,
+) -> tuple[Bundle, tuple[str, ...]]:
+    """Everything between a loaded model and a verified bundle in `folder`."""
+    from edgevit.check import check_engine, check_images
+    from edgevit.stages import InputSpec
+
+    inputs = InputSpec(settings.batch, *checkpoint.preprocess.size)
+    progress("reduce and trace", 0, 0)
+    reduced, graph = _trace(checkpoint, schedule, target, inputs)
+    if precision.startswith("int8"):
+        graph = _quantize(graph, target, checkpoint, settings, progress)
+    refusals = target.refuses(graph)
+    if refusals:
+        first = refusals[0]
+        raise RuntimeRefusal(f"{target.name} refuses {len(refusals)} nodes; first {first.layer}: {first.reason}")
+    progress(f"build {target.name}", 0, 0)
+    engine = target.build(graph, folder, precision)
+    progress("check against eager", 0, 0)
+    images, source = check_images(checkpoint.preprocess, data)
+    reference = reduced.module if reduced else checkpoint.callable()
+    check = check_engine(engine, target, reference, images, source, bool(reduced) and not schedule.is_none)
+    labels = _labels(settings.labels, folder, graph)
+    manifest = _manifest(checkpoint, target, engine, graph, reduced, check, labels)
+    write_json(folder / MANIFEST, manifest)
+    write_json(folder / REPORT, {"schema": SCHEMA, "evaluations": [], "profiles": []})
+    return Bundle.load(folder), reduced.notes if reduced else ()
+
+
+def _trace(
+    checkpoint: Checkpoint, schedule: TokenSchedule, target: Runtime, inputs: InputSpec
+) -> tuple[ReducedModel | None, Graph]:
+    """Reduce where an adapter knows the model; without a schedule any traceable model will do."""
+    from edgevit.adapters import adapt
+    from edgevit.errors import UnsupportedModel
+    from edgevit.export.trace import trace, trace_checkpoint
+    from edgevit.reduce import reduce
+
+    if checkpoint.module is None:
+        if not schedule.is_none:
+            from edgevit.adapters import ADAPTERS
+
+            raise UnsupportedModel(
+                f"{checkpoint.name} is an exported program, whose blocks cannot be taken apart; reduce the eager model "
+                f"(families with an adapter: {'; '.join(ADAPTERS)}), or drop --reduce"
+            )
+        return None, trace_checkpoint(checkpoint, inputs)
+    try:
+        vit = adapt(checkpoint.module)
+    except UnsupportedModel:
+        if not schedule.is_none:
+            raise
+        return None, trace_checkpoint(checkpoint, inputs)
+    if vit.stem.image_size != (inputs.height, inputs.width):
+        raise GraphError(
+            f"{checkpoint.name} is built for {vit.stem.image_size}, preprocessing gives {(inputs.height, inputs.width)}; "
+            "pass --input-size or --preprocess that fits"
+        )
+    reduced = reduce(vit, schedule, target.policy.lowering)
+    return reduced, trace(reduced.module, inputs)
+
+
+def _quantize(
+    graph: Graph, target: Runtime, checkpoint: Checkpoint, settings: ExportSettings, progress: Progress
+) -> Graph:
+    from edgevit.quant.apply import quantize
+
+    assert settings.calib is not None  # ExportSettings refuses int8 without it
+    data = read_dataset(settings.calib)
+    batches = -(-len(data) // settings.batch)
+    return quantize(
+        graph,
+        target.policy.scheme,
+        target.policy.rewrites,
+        data.tensors(checkpoint.preprocess, settings.batch),
+        batches,
+        lambda done: progress("calibrate", done, batches),
+    )
+
+
+def _labels(source: Path | None, folder: Path, graph: Graph) -> str | None:
+    """Copy the labels file, one name a line, as many as the model has classes."""
+    if source is None:
+        return None
+    try:
+        names = source.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EdgeVitError(f"cannot read --labels {source}: {error}") from error
+    classes = output_shape(graph)[-1]
+    if len(names) != classes:
+        raise EdgeVitError(f"--labels {source} has {len(names)} lines; the model has {classes} classes")
+    (folder / "labels.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    return "labels.txt"
+
+
+def output_shape(graph: Graph) -> list[int]:
+    """Shape of the program's one output."""
+    output = next(n for n in graph.program.graph.nodes if n.op == "output")
+    return [int(s) for s in output.args[0][0].meta["val"].shape]
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    target: Runtime,
+    engine: Engine,
+    graph: Graph,
+    reduced: ReducedModel | None,
+    check: dict[str, Any],
+    labels: str | None,
+) -> dict[str, Any]:
+    from edgevit.reduce import dense_macs
+
+    dense = reduced.dense_macs if reduced else dense_macs(graph.program.module(), engine.inputs.shape)
+    schedule = reduced.schedule if reduced else TokenSchedule.none()
+    names = [*engine.files, *([labels] if labels else [])]
+    return {
+        "schema": SCHEMA,
+        "edgevit": __version__,
+        "model": {"name": checkpoint.name, "arch": checkpoint.arch, "sha256": checkpoint.sha256},
+        "schedule": {
+            "text": str(schedule),
+            **schedule.to_dict(),
+            "tokens": list(reduced.tokens) if reduced else [],
+            "macs": {"dense": dense, "reduced": reduced.reduced_macs if reduced else dense},
+        },
+        "precision": engine.precision,
+        "target": target.name,
+        "runtime": {"name": engine.runtime, "version": engine.runtime_version, "options": dict(engine.options)},
+        "built_on": {"machine": platform.machine(), "system": platform.system()},
+        "input": {"name": engine.inputs.name, "shape": list(engine.inputs.shape), "dtype": "float32"},
+        "output": {"name": "logits", "shape": output_shape(graph), "dtype": "float32"},
+        "preprocess": checkpoint.preprocess.to_dict(),
+        "labels": labels,
+        "entry": engine.entry,
+        "files": {name: sha256_file(engine.folder / name) for name in names},
+        "check": check,
+        "passes": list(graph.passes),
+        "kept_float": [asdict(r) for r in getattr(graph, "kept_float", ())],
+        "quantization": [dict(entry) for entry in getattr(graph, "log", ())],
+    }
+
+
+def _hold_gates(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    target: Runtime,
+    data: Dataset | None,
+    settings: ExportSettings,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Measure the bundle beside its dense float32 baseline on the same target; raise GateFailed when a gate is broken."""
+    from edgevit.devices.bench import BenchPlan, profile
+    from edgevit.evaluate import compare, evaluate
+    from edgevit.measure import job
+
+    with tempfile.TemporaryDirectory(prefix="edgevit-baseline-") as where:
+        plain = replace(settings, reduce="none", precision=None, calib=None, labels=None)
+        folder = Path(where) / "dense-fp32"
+        folder.mkdir()
+        default = _precision(target, None)
+        baseline, _ = _build(folder, checkpoint, target, default, TokenSchedule.none(), data, plain, progress)
+        result: dict[str, Any] = {"baseline": f"dense {default} on {target.name}"}
+        if data is not None:
+            ours, theirs = evaluate(bundle, data, progress), evaluate(baseline, data, progress)
+            result |= {"top1": ours.top1, "images": ours.images, "drop": theirs.top1 - ours.top1}
+            result |= {"against": compare(ours, theirs)}
+        if settings.min_speedup is not None:
+            measured = profile([job(bundle, settings.out.name)], job(baseline), BenchPlan(), progress)
+            result |= {"speedup": measured.to_json()["speedup"][settings.out.name]}
+    broken = []
+    if settings.max_drop is not None and result["drop"] > settings.max_drop:
+        broken.append(f"accuracy drops {result['drop']:.2f} points, --max-drop allows {settings.max_drop:g}")
+    if settings.min_speedup is not None and result["speedup"]["ratio"] < settings.min_speedup:
+        broken.append(f"speedup is {result['speedup']['ratio']:.2f}, --min-speedup asks {settings.min_speedup:g}")
+    if broken:
+        raise GateFailed(f"{'; '.join(broken)} (against {result['baseline']}); no bundle was written")
+    report = {"schema": SCHEMA, "gate": result, "evaluations": [], "profiles": []}
+    write_json(bundle.folder / REPORT, report)
+    return result
