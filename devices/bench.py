@@ -125,9 +125,7 @@ def _check(jobs: Sequence[Job], against: Job | None) -> None:
     names = [job.bundle for job in jobs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise MeasureError(
-            f"given twice: {', '.join(twice)}; give each once (noise: compare one with itself)"
-        )
+        raise MeasureError(f"given twice: {', '.join(twice)}; give each once (noise: compare one with itself)")
     if against is not None and any(job.bundle == against.bundle and job != against for job in jobs):
         raise MeasureError(f"two different engines are both called {against.bundle!r}: rename one bundle")
 
@@ -156,9 +154,7 @@ def _run_round(job: dict[str, Any], folder: Path, lock: int, place: str) -> dict
     try:
         todo.write_text(json.dumps({**job, "out": str(out)}), "utf-8")
     except TypeError as error:
-        raise MeasureError(
-            f"{place}: the options {job['options']} cannot be written as JSON: {error}"
-        ) from error
+        raise MeasureError(f"{place}: the options {job['options']} cannot be written as JSON: {error}") from error
     limit_s = LOAD_LIMIT_S + 2 * job["max_seconds"]
     # -P keeps this folder off the child's path. Not -I: it would also drop PYTHONPATH and the user's own
     # site-packages, where a runtime on a board often lives, so the child could miss what this process has.

@@ -180,9 +180,7 @@ def cpu_quota(root: Path = ROOT) -> float | str:
         for mount in dict.fromkeys(mounts):
             here = Path(path.lstrip("/"))
             # A container may show the host's path while only the root is mounted: missing groups are skipped.
-            found += [
-                quota for step in (here, *here.parents) if (quota := _quota(root / mount / step)) is not None
-            ]
+            found += [quota for step in (here, *here.parents) if (quota := _quota(root / mount / step)) is not None]
     limits = [quota for quota in found if not isinstance(quota, str)]
     return min(limits) if limits else ("unlimited" if found else UNKNOWN)
 
@@ -226,9 +224,7 @@ def device(root: Path = ROOT) -> dict[str, Any]:
     cpu = root / "sys/devices/system/cpu"
     capacities = [_read(path) for path in _per_core(root, "cpu_capacity")]
     info: dict[str, Any] = {
-        "model": _read(root / "proc/device-tree/model")
-        or _read(root / "sys/class/dmi/id/product_name")
-        or UNKNOWN,
+        "model": _read(root / "proc/device-tree/model") or _read(root / "sys/class/dmi/id/product_name") or UNKNOWN,
         "cpu": cpu_model(root),
         "arch": platform.machine(),
         "cores": len(parse_cpu_list(_read(cpu / "online") or "")) or (os.cpu_count() or 1),

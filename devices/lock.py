@@ -58,9 +58,7 @@ def _open(path: Path) -> int:
         try:
             return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         except OSError as error:
-            raise MeasureError(
-                f"the lock file {path} cannot be opened ({error.strerror}): remove it"
-            ) from error
+            raise MeasureError(f"the lock file {path} cannot be opened ({error.strerror}): remove it") from error
     except OSError as error:
         raise MeasureError(
             f"the lock file {path} cannot be made ({error.strerror}): set TMPDIR to a writable folder"

@@ -108,18 +108,14 @@ class Profile:
                 notes.append(f"{name} against {self.against}: no difference beyond the noise of this session")
         unsettled = sum(not record["warmup"]["stable"] for record in self.records)
         if unsettled and self.plan.warmup_s > 0:
-            notes.append(
-                f"{unsettled} of {len(self.records)} rounds were not stable after the longest warm-up"
-            )
+            notes.append(f"{unsettled} of {len(self.records)} rounds were not stable after the longest warm-up")
         return notes
 
     def _conditions(self) -> dict[str, Any]:
         """The state before, with what the session itself chose and what changed by its end."""
         before = dict(self.measurement.conditions.get("before", {}))
         after = self.measurement.conditions.get("after", {})
-        changed = {
-            key: value for key, value in after.items() if key != "loadavg" and value != before.get(key)
-        }
+        changed = {key: value for key, value in after.items() if key != "loadavg" and value != before.get(key)}
         return {
             **{key: value for key, value in before.items() if key != "loadavg"},
             "loadavg_before": before.get("loadavg"),
@@ -138,9 +134,7 @@ class Profile:
         """One bundle over all its rounds."""
         rounds = [found for found in self.measurement.rounds if found.bundle == name]
         records = [
-            record
-            for found, record in zip(self.measurement.rounds, self.records, strict=True)
-            if found.bundle == name
+            record for found, record in zip(self.measurement.rounds, self.records, strict=True) if found.bundle == name
         ]
         medians = [median(found.samples_ms) for found in rounds]
         pooled = [value for found in rounds for value in found.samples_ms]

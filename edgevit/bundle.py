@@ -23,11 +23,21 @@ from edgevit.preprocess import Preprocess
 from edgevit.stages import Engine, InputSpec
 
 SCHEMA = 1
+FULL_BYTES = 2**18  # less free space than this is a full disk to any engine
 MANIFEST, REPORT = "manifest.json", "report.json"
 REQUIRED = (
     "schema", "edgevit", "model", "schedule", "precision", "target", "runtime", "input", "output", "preprocess",
     "entry", "files", "check", "kept_float",
 )  # fmt: skip
+NESTED = {
+    "model": ("name",),
+    "schedule": ("text", "tokens", "macs"),
+    "runtime": ("name", "version", "options"),
+    "input": ("name", "shape"),
+    "output": ("shape",),
+    "preprocess": ("size",),
+    "files": (),
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,9 @@ class Bundle:
             if not path.is_file() or path.is_symlink():
                 raise BundleError(f"{folder} is incomplete: {name} is missing; export it again")
             if sha256_file(path) != digest:
-                raise BundleError(f"{folder}: {name} is not the file that was exported (sha256 differs); export it again")
+                raise BundleError(
+                    f"{folder}: {name} is not the file that was exported (sha256 differs); export it again"
+                )
         if manifest["entry"] not in manifest["files"]:
             raise BundleError(f"{folder}: entry {manifest['entry']!r} is not among the files; export it again")
         return cls(folder, manifest)
@@ -104,8 +116,16 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         given = manifest.get("schema") if isinstance(manifest, dict) else None
         raise BundleError(f"{path} has schema {given!r}; this edgevit reads schema {SCHEMA}")
     missing = [key for key in REQUIRED if key not in manifest]
+    for key, inner in NESTED.items():
+        value = manifest.get(key)
+        missing += [f"{key}.{name}" for name in inner if not isinstance(value, dict) or name not in value]
     if missing:
         raise BundleError(f"{path} lacks {', '.join(missing)}; export it again")
+    shape = manifest["input"]["shape"]
+    if not isinstance(shape, list) or len(shape) != 4 or not manifest["output"]["shape"]:
+        raise BundleError(f"{path} has the input shape {shape}, expected [batch, 3, height, width]; export it again")
+    if not isinstance(manifest["files"], dict) or not manifest["files"]:
+        raise BundleError(f"{path} must map file names to sha256 in `files`; export it again")
     return manifest
 
 
@@ -130,15 +150,23 @@ def staged(out: Path, force: bool) -> Iterator[Path]:
         if out.exists():
             old = folder.with_name(folder.name + "-old")
             out.rename(old)
-            folder.rename(out)
-            shutil.rmtree(old)
+            try:
+                folder.rename(out)
+            except BaseException:
+                old.rename(out)  # the new one could not take the place: the old one keeps it
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         else:
             folder.rename(out)
     except BaseException as error:
+        # A vendor's writer may say no more than "iostream error": then the disk itself is asked, before the clean-up.
+        full = full_disk(error) or (isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < FULL_BYTES)
         shutil.rmtree(folder, ignore_errors=True)
-        if full_disk(error):
+        if full:
             free = shutil.disk_usage(out.parent).free // 2**20
-            raise BundleError(f"no space left on the disk of {out.parent} ({free} MiB free); nothing was written") from error
+            raise BundleError(
+                f"no space left on the disk of {out.parent} ({free} MiB free); nothing was written"
+            ) from error
         raise
 
 

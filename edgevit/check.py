@@ -56,7 +56,10 @@ def check_engine(
     for image in images:
         stack = np.repeat(image[None], batch, axis=0)
         with torch.no_grad():
-            expected.append(reference(torch.from_numpy(stack)).numpy()[0])
+            output = reference(torch.from_numpy(stack))
+        if not isinstance(output, torch.Tensor):
+            raise BundleError(f"the model returns a {type(output).__name__}; it must return one tensor, [batch, ...]")
+        expected.append(output.numpy()[0])
         got.append(session.run(stack)[0])
     want, have = np.stack(expected), np.stack(got)
     if want.shape != have.shape:

@@ -69,10 +69,13 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _os_error(error: OSError) -> int:
-    """A full disk, or a file that may not be read or written, is the user's to fix; anything else is a bug."""
+    """A full disk, or a path that cannot be read or written, is the user's to fix; anything else is a bug."""
     import errno
 
-    fixable = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
+    fixable = (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.EIO),
+        *(errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    )
     if error.errno not in fixable:
         raise error
     where = f" ({error.filename})" if error.filename else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+# What Pillow's decoders raise on damaged files, each seen from one of them.
+DECODE_ERRORS = (OSError, ValueError, SyntaxError, LookupError, TypeError, EOFError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,9 @@ def open_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"image {path} does not exist") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {path} cannot be decoded ({str(error).splitlines()[0][:120]})") from error
+    except (*DECODE_ERRORS, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DataError(f"image {path} cannot be decoded ({reason}); replace the file or take it out") from error
 
 
 def read_dataset(path: Path) -> Dataset:

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgevit.errors import EdgeVitError, LoadError, missing_extra
-from edgevit.names import did_you_mean, listed
+from edgevit.errors import LoadError
+from edgevit.load_timm import check_timm, classifier, create_timm, first_line, timm_preprocess
+from edgevit.names import listed
 from edgevit.preprocess import Preprocess
 from edgevit.stages import Checkpoint
 
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pt2")
+OBJECTS = (
+    "Unsupported global",
+    "Unsupported class",
+    "Can only",
+    "Trying to",
+)  # how torch words a pickled object
+NOT_SCRIPT = "save the model's state dict, or a program with torch.export.save"
 LATER = {".onnx": "a foreign ONNX file", "hf:": "a Hugging Face model", "torchvision:": "a torchvision model"}
 
 
@@ -47,9 +55,9 @@ def load(
         checkpoint = _load_file(Path(model), arch, input_size, trust_pickle)
     if preprocess is not None:
         try:
-            text = preprocess.read_text()
-        except OSError as error:
-            raise LoadError(f"cannot read --preprocess {preprocess}: {error.strerror}") from error
+            text = preprocess.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LoadError(f"cannot read --preprocess {preprocess}: {first_line(error)}") from error
         checkpoint = replace(checkpoint, preprocess=Preprocess.from_json(text, str(preprocess)))
     if input_size is not None and input_size != checkpoint.preprocess.size:
         checkpoint = replace(checkpoint, preprocess=replace(checkpoint.preprocess, size=input_size))
@@ -91,7 +99,7 @@ def _load_file(path: Path, arch: str | None, input_size: tuple[int, int] | None,
     if suffix not in SUFFIXES:
         raise LoadError(f"{path}: unknown ending {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
     if suffix == ".pt2":
-        return _load_program(path)
+        return _load_program(path, trust_pickle)
     metadata: Mapping[str, str] = {}
     if suffix == ".safetensors":
         state, metadata = read_safetensors(path)
@@ -116,30 +124,34 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, 
 def _read_torch(path: Path, trust_pickle: bool) -> Any:
     """A state dict by `weights_only`, or whatever a trusted pickle holds."""
     import pickle
+    import warnings
 
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript, which gets an error of its own below
+            state = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error) or "GLOBAL" in str(error):
+        text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+        if text.startswith(OBJECTS):
             raise LoadError(
                 f"{path} holds pickled Python objects, and unpickling runs code from the file; save a state dict, or "
                 "pass --trust-pickle if you trust its author"
             ) from error
-        raise LoadError(f"{path} is corrupt or not a PyTorch file ({_first_line(error)})") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise LoadError(f"{path} is corrupt or truncated ({_first_line(error)}); copy or download it again") from error
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise LoadError(f"{path} was pickled from code that is not importable here ({error})") from error
+        raise LoadError(f"{path} is corrupt or not a PyTorch file ({text[:160]}); copy or download it again") from error
+    except (ImportError, AttributeError) as error:
+        raise LoadError(f"{path} was pickled from code that is not importable here ({error}); install it") from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
+        if "TorchScript" in str(error):
+            raise LoadError(f"{path} is a TorchScript archive; {NOT_SCRIPT}") from error
+        raise LoadError(f"{path} is corrupt or truncated ({first_line(error)}); copy or download it again") from error
+    if isinstance(state, torch.jit.ScriptModule):
+        raise LoadError(f"{path} is a TorchScript archive; {NOT_SCRIPT}")
     for key in ("state_dict", "model_state_dict", "model", "model_ema"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             return state[key]
     return state
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:160]
 
 
 def _from_module(path: Path, module: Any) -> Checkpoint:
@@ -163,9 +175,10 @@ def _from_state(
     """A state dict and the architecture it belongs to."""
     import torch
 
-    strays = [k for k, v in state.items() if not isinstance(v, torch.Tensor)]
+    strays = [str(k) for k, v in state.items() if not (isinstance(k, str) and isinstance(v, torch.Tensor))]
     if strays or not state:
-        raise LoadError(f"{path} is not a state dict: {listed(strays) or 'it is empty'} is no tensor")
+        why = f"these entries are no named tensors: {listed(strays)}" if strays else "it is empty"
+        raise LoadError(f"{path} is not a state dict ({why}); save model.state_dict()")
     arch = arch or metadata.get("arch")
     if arch is None:
         raise LoadError(f"{path} does not name its architecture; pass --arch timm:NAME")
@@ -174,7 +187,8 @@ def _from_state(
 
         module, default = build(), Preprocess.from_dict(PREPROCESS)
     else:
-        classes = _classes(path, metadata, state)
+        check_timm(arch)
+        classes = _classes(path, metadata, state, arch)
         module = create_timm(arch, classes, input_size, pretrained=False)
         default = timm_preprocess(module)
     fill(module, state, path, arch, fit_positions=input_size is not None)
@@ -184,15 +198,15 @@ def _from_state(
     return Checkpoint(path.stem, arch, sha256_file(path), preprocess, path, module.float().eval())
 
 
-def _classes(path: Path, metadata: Mapping[str, str], state: Mapping[str, torch.Tensor]) -> int | None:
-    """num_classes from metadata, else from a plain `head` or `head.fc` in the weights."""
+def _classes(path: Path, metadata: Mapping[str, str], state: Mapping[str, torch.Tensor], arch: str) -> int | None:
+    """num_classes from metadata, else from the weights of the architecture's classifier."""
     if "num_classes" in metadata:
-        try:
-            return int(metadata["num_classes"])
-        except ValueError as error:
-            raise LoadError(f"{path}: metadata num_classes={metadata['num_classes']!r} is not a number") from error
-    for key in ("head.weight", "head.fc.weight"):
-        if key in state and state[key].ndim == 2:
+        given = metadata["num_classes"]
+        if not given.isdecimal():
+            raise LoadError(f"{path}: metadata num_classes={given!r} is not a whole number")
+        return int(given)
+    for key in (f"{name}.weight" for name in classifier(arch)):
+        if key in state and state[key].ndim >= 2:
             return int(state[key].shape[0])
     return None
 
@@ -230,16 +244,11 @@ def check_finite(name: str, state: Mapping[str, Any]) -> None:
         raise LoadError(f"{name} has NaN or infinite weights in {listed(bad)}; the training run diverged")
 
 
-def _load_program(path: Path) -> Checkpoint:
-    """A `torch.export` archive: code as a graph, nothing pickled."""
-    import zipfile
+def _load_program(path: Path, trust_pickle: bool) -> Checkpoint:
+    """A `torch.export` archive: the graph as data."""
+    from edgevit.load_program import read_program
 
-    import torch
-
-    try:
-        program = torch.export.load(path)
-    except (RuntimeError, zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError) as error:
-        raise LoadError(f"{path} is not a readable torch.export archive ({_first_line(error)})") from error
+    program = read_program(path, trust_pickle)
     inputs = [n for n in program.graph_signature.user_inputs if isinstance(n, str)]
     node = next((n for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs), None)
     value = node.meta.get("val") if node is not None else None
@@ -248,65 +257,12 @@ def _load_program(path: Path) -> Checkpoint:
         raise LoadError(f"{path} must take one image tensor [B, 3, H, W]; it takes {len(inputs)} inputs, shape {shape}")
     if not all(isinstance(s, int) for s in shape):
         raise LoadError(f"{path} has a dynamic input shape {shape}; export it again with static shapes")
+    if len(program.graph_signature.user_outputs) != 1:
+        count = len(program.graph_signature.user_outputs)
+        raise LoadError(f"{path} gives {count} outputs; export a model that returns one tensor, the class scores")
     check_finite(str(path), program.state_dict)
     preprocess = Preprocess(size=(int(shape[2]), int(shape[3])))
     return Checkpoint(path.stem, None, sha256_file(path), preprocess, path, None, program)
-
-
-def create_timm(
-    arch: str, num_classes: int | None, input_size: tuple[int, int] | None, pretrained: bool
-) -> nn.Module:
-    """Build a timm model by `timm:NAME`."""
-    if not arch.startswith("timm:"):
-        raise LoadError(f"architecture {arch!r} is not understood; write timm:NAME")
-    name = arch.removeprefix("timm:")
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise missing_extra("timm", error) from error
-    if not timm.is_model(name):
-        raise LoadError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
-    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    if input_size is not None:
-        options["img_size"] = input_size
-    try:
-        module: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
-    except TypeError as error:
-        raise LoadError(f"{arch} cannot be built with {options}: {_first_line(error)}") from error
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        raise _hub_error(arch, error) from error
-    except Exception as error:
-        # The hub client's own error classes are many and not public; only they can arrive here while pretrained.
-        if not pretrained or "hub" not in type(error).__module__ + str(error).lower():
-            raise
-        raise _hub_error(arch, error) from error
-    return module.eval()
-
-
-def _hub_error(arch: str, error: BaseException) -> EdgeVitError:
-    return LoadError(
-        f"the pretrained weights of {arch} could not be fetched ({_first_line(error)}); with weights on disk use "
-        f"`edgevit export FILE --arch {arch}`"
-    )
-
-
-def timm_preprocess(module: nn.Module) -> Preprocess:
-    """The architecture's own preprocessing (timm's pretrained_cfg), or ImageNet's at 224 where it has none."""
-    config: Mapping[str, Any] = getattr(module, "pretrained_cfg", None) or {}
-    if not config:
-        return Preprocess(size=(224, 224))
-    embed = getattr(module, "patch_embed", None)
-    size = getattr(embed, "img_size", None) or tuple(config["input_size"][1:])
-    return Preprocess(
-        size=(int(size[0]), int(size[1])),
-        resize="squash" if config.get("crop_mode") == "squash" else "shortest",
-        crop_pct=float(config.get("crop_pct", 0.875)),
-        interpolation=str(config.get("interpolation", "bicubic")),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-    )
 
 
 def sha256_state(state: Mapping[str, torch.Tensor]) -> str:

@@ -70,9 +70,7 @@ def token_history(model: ReducedVit, images: torch.Tensor) -> TokenHistory:
     if images.shape[0] != 1:
         raise ValueError(f"token_history follows one image, got images of shape {list(images.shape)}")
     if not any(model.steps):
-        raise ScheduleError(
-            "no block of this model reduces its tokens, so there is nothing to draw; give --reduce"
-        )
+        raise ScheduleError("no block of this model reduces its tokens, so there is nothing to draw; give --reduce")
     with torch.no_grad():
         plans = model.run(images)[1]
     stages: list[Stage] = []
@@ -125,9 +123,7 @@ def contact(rows: Sequence[Image.Image]) -> Image.Image:
     if not rows:
         raise ValueError("contact() needs one row or more")
     gap = 12
-    sheet = Pil.new(
-        "RGB", (max(r.width for r in rows), sum(r.height for r in rows) + gap * (len(rows) - 1)), PAPER
-    )
+    sheet = Pil.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows) + gap * (len(rows) - 1)), PAPER)
     top = 0
     for row in rows:
         sheet.paste(row, (0, top))

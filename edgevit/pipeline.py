@@ -182,10 +182,10 @@ def _trace(
         if not schedule.is_none:
             raise
         return None, trace_checkpoint(checkpoint, inputs)
-    if vit.stem.image_size != (inputs.height, inputs.width):
+    if vit.image_size != (inputs.height, inputs.width):
         raise GraphError(
-            f"{checkpoint.name} is built for {vit.stem.image_size}, preprocessing gives {(inputs.height, inputs.width)}; "
-            "pass --input-size or --preprocess that fits"
+            f"{checkpoint.name} takes images {vit.image_size}, and preprocessing makes "
+            f"{(inputs.height, inputs.width)}; pass --input-size or --preprocess that fits"
         )
     reduced = reduce(vit, schedule, target.policy.lowering)
     return reduced, trace(reduced.module, inputs)
@@ -256,7 +256,11 @@ def _manifest(
         },
         "precision": engine.precision,
         "target": target.name,
-        "runtime": {"name": engine.runtime, "version": engine.runtime_version, "options": dict(engine.options)},
+        "runtime": {
+            "name": engine.runtime,
+            "version": engine.runtime_version,
+            "options": dict(engine.options),
+        },
         "built_on": {"machine": platform.machine(), "system": platform.system()},
         "input": {"name": engine.inputs.name, "shape": list(engine.inputs.shape), "dtype": "float32"},
         "output": {"name": "logits", "shape": output_shape(graph), "dtype": "float32"},
@@ -279,7 +283,7 @@ def _hold_gates(
     settings: ExportSettings,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Measure the bundle beside its dense float32 baseline on the same target; raise GateFailed when a gate is broken."""
+    """Measure the bundle beside its dense float32 baseline on the same target; raise GateFailed on a broken gate."""
     from edgevit.devices.bench import BenchPlan, profile
     from edgevit.evaluate import compare, evaluate
     from edgevit.measure import job

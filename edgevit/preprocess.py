@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,12 @@ class Preprocess:
         if self.resize not in RESIZES:
             raise LoadError(f"preprocess resize={self.resize!r} is not one of {', '.join(RESIZES)}")
         if self.interpolation not in INTERPOLATIONS:
-            raise LoadError(f"preprocess interpolation={self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
+            raise LoadError(
+                f"preprocess interpolation={self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}"
+            )
+        numbers = (self.crop_pct, *self.mean, *self.std)
+        if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+            raise LoadError(f"preprocess crop_pct, mean and std must be finite numbers, got {numbers}")
         if not 0 < self.crop_pct <= 1:
             raise LoadError(f"preprocess crop_pct={self.crop_pct} must be above 0 and at most 1")
         if len(self.mean) != 3 or len(self.std) != 3 or any(s <= 0 for s in self.std):
@@ -90,8 +96,13 @@ class Preprocess:
         image = image.convert("RGB")
         if self.resize == "squash":
             return image.resize((width, height), filter_)
-        scale = max(round(height / self.crop_pct) / image.height, round(width / self.crop_pct) / image.width)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), filter_)
+        # Rounding as torchvision and timm do it: a pixel more or less moves the crop.
+        tall, wide = math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
+        if tall * image.width >= wide * image.height:  # the height decides, the width overhangs
+            wide = tall * image.width // image.height
+        else:
+            tall = wide * image.height // image.width
+        image = image.resize((wide, tall), filter_)
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         return image.crop((left, top, left + width, top + height))
 

@@ -79,14 +79,14 @@ def dense_macs(module: nn.Module, shape: tuple[int, int, int, int]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.enable_grad(), counter:  # its module hooks fail without gradients where a module's input is a parameter
         module(torch.zeros(1, *shape[1:]))
     return int(counter.get_total_flops()) // 2
 
 
 def reduce(vit: VitModel, schedule: TokenSchedule, lowering: Lowering = "gather") -> ReducedModel:
     """Apply a schedule to an adapted model. Raises ScheduleError where they do not fit."""
-    dense = dense_macs(vit.module, (1, 3, *vit.stem.image_size))
+    dense = dense_macs(vit.module, (1, 3, *vit.image_size))
     count = len(vit.blocks)
     fixed = dense - blocks_macs(vit.blocks, vit.tokens, (vit.tokens,) * count)
     if not schedule.is_none:

@@ -42,9 +42,7 @@ def table(rows: Sequence[Row]) -> Table:
         # Text, not markup: a name with brackets must print as it is.
         out.add_row(
             *(
-                Text.assemble(
-                    cell.value, (f"\n{cell.detail.replace(' to ', DASH)}" if cell.detail else "", "dim")
-                )
+                Text.assemble(cell.value, (f"\n{cell.detail.replace(' to ', DASH)}" if cell.detail else "", "dim"))
                 for cell in cells(row, baseline=number == 0)
             ),
             style="bold" if number == pick else "",

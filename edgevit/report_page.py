@@ -54,9 +54,7 @@ def html(
         _section("Notes", _list(notes)),
         _section("Conditions", _conditions(conditions)),
         _section("How it was measured", _method(rows)),
-        _section(
-            "Reproduce", f"<pre><code>{escape(chr(10).join(commands))}</code></pre>" if commands else ""
-        ),
+        _section("Reproduce", f"<pre><code>{escape(chr(10).join(commands))}</code></pre>" if commands else ""),
         f"<footer>edgevit {escape(__version__)}</footer>",
     ]
     return (

@@ -132,9 +132,7 @@ def _axis(low: float, high: float, first: float, last: float, most: int) -> Axis
     return Axis(low, high, first, last, tuple(round(i * step, 9) for i in count))
 
 
-def _points(
-    measured: Sequence[tuple[int, Row]], pick: int | None, x: Axis, y: Axis, longest: int
-) -> list[Point]:
+def _points(measured: Sequence[tuple[int, Row]], pick: int | None, x: Axis, y: Axis, longest: int) -> list[Point]:
     points = []
     for index, row in measured:
         here_x, here_y = x.at(row.median_ms or 0.0), y.at(row.top1 or 0.0)
@@ -157,9 +155,7 @@ def _place(points: Sequence[Point], page: Box) -> list[Box]:
     placed: dict[int, Box] = {}
     for index in sorted(range(len(points)), key=lambda i: (points[i].x, points[i].y)):
         taken = list(placed.values())
-        prices = [
-            (price + _cost(box, index, taken, points, page), box) for price, box in _tries(points[index])
-        ]
+        prices = [(price + _cost(box, index, taken, points, page), box) for price, box in _tries(points[index])]
         placed[index] = min(prices, key=lambda priced: priced[0])[1]
     return [placed[i] for i in range(len(points))]
 
@@ -206,12 +202,8 @@ def _frame(x: Axis, y: Axis, width: int, height: int) -> list[str]:
         parts.append(_line("ev-grid", LEFT, y.at(tick), width - RIGHT, y.at(tick)))
         parts.append(f'<text x="{LEFT - 7}" y="{y.at(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
     middle, centre = (LEFT + width - RIGHT) / 2, (TOP + floor) / 2
-    parts.append(
-        f'<text x="{middle:.0f}" y="{height - 8}" text-anchor="middle">latency, ms (left is faster)</text>'
-    )
-    parts.append(
-        f'<text transform="translate(13 {centre:.0f}) rotate(-90)" text-anchor="middle">top-1, %</text>'
-    )
+    parts.append(f'<text x="{middle:.0f}" y="{height - 8}" text-anchor="middle">latency, ms (left is faster)</text>')
+    parts.append(f'<text transform="translate(13 {centre:.0f}) rotate(-90)" text-anchor="middle">top-1, %</text>')
     return parts
 
 
@@ -225,9 +217,7 @@ def _mark(point: Point) -> str:
         ends = f"M{point.x - 4:.1f} {bar.top:.1f}h8M{point.x - 4:.1f} {bar.bottom:.1f}h8"
         bars += f'<path class="ev-bar" d="M{point.x:.1f} {bar.top:.1f}V{bar.bottom:.1f}{ends}"/>'
     if point.kind == "ev-base":
-        shape = (
-            f'<rect class="ev-marker" x="{point.x - 5:.1f}" y="{point.y - 5:.1f}" width="10" height="10"/>'
-        )
+        shape = f'<rect class="ev-marker" x="{point.x - 5:.1f}" y="{point.y - 5:.1f}" width="10" height="10"/>'
     else:
         radius = 7 if point.kind == "ev-pick" else 5.5
         shape = f'<circle class="ev-marker" cx="{point.x:.1f}" cy="{point.y:.1f}" r="{radius}"/>'

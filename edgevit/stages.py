@@ -76,7 +76,7 @@ class BlockView(Protocol):
     macs_per_token: tuple[int, int]
     """Multiply-accumulates of (attention projections, feed-forward) for one token."""
     attention_width: int
-    """H × d, the width of the attention product."""
+    """H * d, the width of the attention product."""
 
     def attend(self, x: torch.Tensor, log_size: torch.Tensor | None) -> tuple[torch.Tensor, Tap]:
         """`[B, N, C]` → the stream after the attention residual `[B, N, C]`, and the tap."""
@@ -103,6 +103,7 @@ class VitModel:
     prefix_tokens: int
     class_token: bool
     grid: tuple[int, int]
+    image_size: tuple[int, int]
     pooling: str
 
     @property

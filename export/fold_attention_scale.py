@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgevit.export.rewrite import attribute, constant
+from edgevit.export.rewrite import Node, attribute, constant
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule, Node
+    from torch.fx import GraphModule
 
 
 def fold_attention_scale(module: GraphModule) -> int:
-    """linear(x, W, b) -> reshape -> permute -> q;  attention(q, k, v, scale=s)
+    """Scale the query's weights instead of the query.
+
+    linear(x, W, b) -> reshape -> permute -> q;  attention(q, k, v, scale=s)
 
     becomes linear(x, s W, s b) -> ... -> attention(..., scale=1). Left alone where the query has other readers or a
     norm of its own.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edgevit.export.rewrite import attribute, call, constant, single_user
+from edgevit.export.rewrite import Node, attribute, call, constant, single_user
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule, Node
+    from torch.fx import GraphModule
 
 
 def patches_as_linear(module: GraphModule) -> int:
-    """conv2d(x, W, b, stride=kernel) -> reshape [B, C, hw] -> transpose [B, hw, C]
+    """Turn the convolution into the matrix product it is.
+
+    conv2d(x, W, b, stride=kernel) -> reshape [B, C, hw] -> transpose [B, hw, C]
 
     becomes reshape [B, c, h, p, w, q] -> permute [B, h, w, c, p, q] -> reshape [B, hw, cpq] -> linear(W, b): the same
     sums, as one matrix product that integer kernels run faster than a 16 x 16 convolution.
@@ -54,16 +57,16 @@ def _transposed(conv: Node) -> Node | None:
     return out if list(out.meta["val"].shape) == [batch, height * width, channels] else None
 
 
-def _reads_once(conv: Node, kernel: tuple[int, int]) -> bool:
+def _reads_once(conv: Node, kernel: Sequence[int]) -> bool:
     """Stride equals kernel, no padding, no dilation, one group, and the image is a whole number of patches."""
     defaults = (None, None, None, [1, 1], [0, 0], [1, 1], 1)
     args = [*conv.args, *defaults[len(conv.args) :]]
     stride, padding, dilation, groups = args[3:7]
-    size = conv.args[0].meta["val"].shape[2:]  # type: ignore[union-attr]
-    return (
-        list(stride) == list(kernel)  # type: ignore[arg-type]
-        and set(padding) == {0}  # type: ignore[arg-type]
-        and set(dilation) == {1}  # type: ignore[arg-type]
+    size = conv.args[0].meta["val"].shape[2:]
+    return bool(
+        list(stride) == list(kernel)
+        and set(padding) == {0}
+        and set(dilation) == {1}
         and groups == 1
         and all(s % k == 0 for s, k in zip(size, kernel, strict=True))
     )

@@ -15,12 +15,16 @@ from edgevit.stages import InputSpec
 
 if TYPE_CHECKING:
     import torch
-    from torch.fx import GraphModule, Node
+    from torch.fx import GraphModule
+
+Node = Any
+"""A torch.fx.Node. Its `args` are typed as a union that no operation fits; a pass checks the operator instead."""
 
 PASSES = {
     "patches_as_linear": "edgevit.export.patches_as_linear:patches_as_linear",
     "split_qkv": "edgevit.export.split_qkv:split_qkv",  # before the scale: it frees the query's own Linear
     "fold_attention_scale": "edgevit.export.fold_attention_scale:fold_attention_scale",
+    "drop_unread_tokens": "edgevit.export.drop_unread_tokens:drop_unread_tokens",  # after the split: q alone shrinks
     "fold_norm_affine": "edgevit.export.fold_norm_affine:fold_norm_affine",  # last: it sees the final Linears
 }
 
@@ -49,7 +53,9 @@ def rewrite(module: GraphModule, inputs: InputSpec, names: Sequence[str]) -> tup
 def _prove(name: str, before: torch.Tensor, after: torch.Tensor) -> None:
     error = float((after - before).abs().max() / before.abs().max().clamp_min(1e-12))
     if not error <= TOLERANCE:
-        raise GraphError(f"pass {name} changed the outputs by {error:.1e} (limit {TOLERANCE:g}); this is a bug in the pass")
+        raise GraphError(
+            f"pass {name} changed the outputs by {error:.1e} (limit {TOLERANCE:g}); this is a bug in the pass"
+        )
 
 
 def attribute(module: GraphModule, node: Any) -> torch.Tensor | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgevit.export.rewrite import attribute, call, constant, single_user
+from edgevit.export.rewrite import Node, attribute, call, constant, single_user
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule, Node
+    from torch.fx import GraphModule
 
 
 def split_qkv(module: GraphModule) -> int:
-    """linear(x, W, b) -> reshape [B, N, 3, H, d] -> permute [3, B, H, N, d] -> unbind -> q, k, v
+    """Cut the weights into thirds.
+
+    linear(x, W, b) -> reshape [B, N, 3, H, d] -> permute [3, B, H, N, d] -> unbind -> q, k, v
 
     becomes, for each third of W and b: linear(x, W_i, b_i) -> reshape [B, N, H, d] -> permute [B, H, N, d].
     """
@@ -24,11 +26,11 @@ def split_qkv(module: GraphModule) -> int:
         shaped = single_user(linear)
         permuted = single_user(shaped) if shaped is not None and shaped.target is aten.reshape.default else None
         weight = attribute(module, linear.args[1])
-        if permuted is None or permuted.target is not aten.permute.default or weight is None:
+        if shaped is None or permuted is None or permuted.target is not aten.permute.default or weight is None:
             continue
-        shape = list(shaped.args[1])  # type: ignore[union-attr,arg-type]
+        shape = list(shaped.args[1])
         parts = _parts(permuted)
-        if len(shape) != 5 or shape[2] != 3 or list(permuted.args[1]) != [2, 0, 3, 1, 4] or parts is None:  # type: ignore[arg-type]
+        if len(shape) != 5 or shape[2] != 3 or list(permuted.args[1]) != [2, 0, 3, 1, 4] or parts is None:
             continue
         bias = attribute(module, linear.args[2]) if len(linear.args) > 2 else None
         for index, part in parts:
@@ -51,8 +53,8 @@ def _parts(permuted: Node) -> list[tuple[int, Node]] | None:
     unbind = single_user(permuted)
     if unbind is not None and unbind.target is aten.unbind.int:
         users = list(unbind.users)
-        return [(int(u.args[1]), u) for u in users] if all(u.target is operator.getitem for u in users) else None  # type: ignore[call-overload]
+        return [(int(u.args[1]), u) for u in users] if all(u.target is operator.getitem for u in users) else None
     users = list(permuted.users)
     if all(u.target is aten.select.int and u.args[1] == 0 for u in users):
-        return [(int(u.args[2]), u) for u in users]  # type: ignore[call-overload]
+        return [(int(u.args[2]), u) for u in users]
     return None

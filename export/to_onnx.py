@@ -52,7 +52,7 @@ def to_onnx(graph: Graph, path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter prints its steps and warns about itself; standard output belongs to --json."""
+    """Torch's exporter prints its steps and warns about itself; standard output belongs to --json."""
     loggers = [logging.getLogger(n) for n in ("onnxscript", "onnx_ir", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     try:

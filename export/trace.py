@@ -41,7 +41,13 @@ def export_program(module: nn.Module, inputs: InputSpec) -> ExportedProgram:
             program = torch.export.export(Named(module), (torch.zeros(inputs.shape),))
     except EdgeVitError:
         raise
-    except (RuntimeError, AssertionError, ValueError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:
+    except (
+        RuntimeError,
+        AssertionError,
+        ValueError,
+        TypeError,
+        torch._dynamo.exc.TorchDynamoException,
+    ) as error:
         text = str(error).strip().split("\n")[0][:240]
         raise GraphError(
             f"torch.export cannot trace {type(module).__name__} at {list(inputs.shape)}: {text}; it must be free of "
@@ -74,7 +80,7 @@ def free_strides(program: ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def Named(module: nn.Module) -> nn.Module:  # noqa: N802 (a class made on first use: torch is imported lazily)
+def Named(module: nn.Module) -> nn.Module:
     """Wrap a module so that its input is called `images` in every format."""
     from torch import nn as _nn
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.ao.quantization.fx._decomposed  # noqa: F401 (defines torch.ops.quantized_decomposed)
+import torch.ao.quantization.fx._decomposed
 
 from edgevit.errors import QuantError
-from edgevit.export.rewrite import attribute, call, constant, rewrite
+from edgevit.export.rewrite import Node, attribute, call, constant, rewrite
 from edgevit.export.trace import export_program
 from edgevit.quant.calibrate import Observed, observe
 from edgevit.quant.equalize import Choice, choose
@@ -19,7 +19,7 @@ from edgevit.stages import Graph, QuantizedGraph, Refusal
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch.fx import GraphModule, Node
+    from torch.fx import GraphModule
 
 LINEAR = torch.ops.aten.linear.default
 CONVS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
@@ -129,7 +129,7 @@ def _weight(module: GraphModule, layer: Node) -> torch.Tensor:
 
 
 def _qdq(module: GraphModule, before: Node, value: Node, q: Affine) -> Node:
-    """value → quantize_per_tensor → dequantize_per_tensor."""
+    """Value → quantize_per_tensor → dequantize_per_tensor."""
     dtype = torch.uint8 if q.low == 0 else torch.int8
     arguments = (q.scale, q.zero_point, q.low, q.high, dtype)
     quantized = call(module, before, QDQ.quantize_per_tensor.default, value, *arguments)

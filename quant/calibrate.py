@@ -85,5 +85,7 @@ def observe(
         if not seen.kept:
             raise QuantError("calibration saw no image; pass --calib DATA with at least one")
         if not (torch.isfinite(torch.tensor([seen.low, seen.high])).all()):
-            raise QuantError(f"{node.name} becomes infinite or NaN on the calibration images; is the preprocessing right?")
+            raise QuantError(
+                f"{node.name} becomes infinite or NaN on the calibration images; is the preprocessing right?"
+            )
     return wanted

@@ -19,9 +19,9 @@ ALPHAS = (None, 0.3, 0.5, 0.65, 0.8, 0.95)
 
 @dataclass(frozen=True)
 class Choice:
-    """The quantizer of one Linear input: `scale` `[C]` divides it (None: nothing), `error` is relative, in output power.
+    """The quantizer of one Linear input: `scale` `[C]` divides it (None: nothing).
 
-    shift: per reading Linear, the mean output error `[out]` on the sample (what bias correction removes).
+    error: relative, in output power. shift: per reading Linear, the mean output error `[out]` on the sample (what bias correction removes).
     """
 
     alpha: float | None
@@ -32,7 +32,7 @@ class Choice:
 
 
 def choose(seen: Observed, weights: list[torch.Tensor], scheme: QuantScheme) -> Choice:
-    """Pick the alpha whose quantized output is nearest to the float one, for all Linears `[out, C]` that read the input."""
+    """Pick the alpha whose quantized output is nearest to the float one, for all its Linears `[out, C]`."""
     rows = seen.rows
     exact = [rows @ w.t() for w in weights]
     power = sum(float(y.square().mean()) for y in exact) or 1.0

@@ -58,7 +58,7 @@ class FakeSession:
 
     def __init__(self, engine: Engine) -> None:
         import torch
-        import torch.ao.quantization.fx._decomposed  # noqa: F401 (a quantized program names its operators)
+        import torch.ao.quantization.fx._decomposed
 
         self.module = torch.export.load(engine.folder / engine.entry).module()
 

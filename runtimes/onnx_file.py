@@ -13,7 +13,6 @@ from edgevit.runtimes.ort import OrtSession
 from edgevit.stages import Engine, Graph, Refusal
 
 
-
 class OnnxFile:
     """The interchange file itself: for tools downstream of edgevit."""
 

@@ -29,7 +29,13 @@ class OpenVino:
         precisions=("fp32", "bf16", "fp16", "int8", "int8+fp32", "int8+bf16"),
         int8="int8",
         scheme=QuantScheme(activations="uint8"),
-        rewrites=("patches_as_linear", "split_qkv", "fold_attention_scale", "fold_norm_affine"),
+        rewrites=(
+            "patches_as_linear",
+            "split_qkv",
+            "fold_attention_scale",
+            "drop_unread_tokens",
+            "fold_norm_affine",
+        ),
         lowering="gather",
         # fp32: other summation order. bf16 keeps 8 bits of mantissa, fp16 11; both round at every operator, and a
         # rounded similarity may pick another, nearly equal, token: judged by agreement like int8.

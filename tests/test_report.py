@@ -22,9 +22,7 @@ REDUCED = Row(
     "reduced int8", "out/reduced", "openvino", "int8", "tome:r=60/40@5,9", 88.0, 1.1, 800, 95.6, 13, 8,
     5.6, (5.4, 5.8), 2.9, (2.7, 3.1), 6_100_000, 918_000_000,
 )  # fmt: skip
-LOSSY = dataclasses.replace(
-    REDUCED, name="evit", top1=84.0, median_ms=5.1, speedup=3.2, speedup_ci95=(3.0, 3.4)
-)
+LOSSY = dataclasses.replace(REDUCED, name="evit", top1=84.0, median_ms=5.1, speedup=3.2, speedup_ci95=(3.0, 3.4))
 SLOWER = dataclasses.replace(
     DENSE,
     name="web",

@@ -44,13 +44,12 @@ def adapt(module: nn.Module) -> VitModel:
 
 
 def prove_identity(vit: VitModel) -> None:
-    """Compare the parts with the whole on one random image; a newer model library may have changed what a block does."""
+    """Compare parts and whole on one random image: a newer model library may have changed what a block does."""
     import torch
 
     from edgevit.reduce import dense_parts
 
-    size = vit.stem.image_size
-    images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.rand(1, 3, *vit.image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         expected, got = vit.module(images), dense_parts(vit)(images)
     error = (got - expected).abs().max() / expected.abs().max().clamp_min(1e-12)

@@ -6,10 +6,10 @@ What it takes apart: `timm.models.vision_transformer.Block` with `timm.layers.At
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import nn
 
 from edgevit.errors import UnsupportedModel
@@ -25,6 +25,7 @@ MODEL_CHILDREN = {
 }  # fmt: skip
 BLOCK_CHILDREN = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
 ATTENTION_CHILDREN = {"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"}
+POOLINGS = ("", "token", "avg", "avgmax", "max", "map")
 MODEL_METHODS = ("forward", "forward_features", "forward_head", "pool", "_pos_embed")
 
 
@@ -48,6 +49,7 @@ def adapt(module: nn.Module) -> VitModel | None:
         prefix_tokens=module.num_prefix_tokens,
         class_token=module.cls_token is not None,
         grid=(height, width),
+        image_size=tuple(module.patch_embed.img_size),
         pooling=module.global_pool or "none",
     )
 
@@ -68,6 +70,11 @@ def _check_model(model: VisionTransformer) -> None:
         raise UnsupportedModel(f"{name} is in training mode; call .eval() first")
     if not isinstance(model.patch_drop, nn.Identity):
         raise UnsupportedModel(f"{name}.patch_drop drops random patches; build the model with patch_drop_rate=0")
+    if model.global_pool not in POOLINGS:
+        raise UnsupportedModel(
+            f"{name} has global_pool={model.global_pool!r}, which cannot weight tokens by size; this adapter knows "
+            f"{', '.join(repr(p) for p in POOLINGS)}"
+        )
     if model.dynamic_img_size:
         raise UnsupportedModel(f"{name} has dynamic_img_size=True; build it with a fixed img_size")
     for index, block in enumerate(model.blocks):
@@ -93,7 +100,7 @@ def _check_children(where: str, module: nn.Module, known: set[str]) -> None:
         )
 
 
-def _linear_macs(module: nn.Module) -> int:
+def _linear_macs(module: Any) -> int:
     """Multiply-accumulates of one token through every Linear below a module."""
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
@@ -104,7 +111,6 @@ class TimmStem(nn.Module):
     def __init__(self, model: VisionTransformer) -> None:
         super().__init__()
         self.model = model
-        self.image_size: tuple[int, int] = tuple(model.patch_embed.img_size)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Patch embedding, prefix tokens, positions, pre-norm."""
@@ -118,13 +124,18 @@ class TimmBlock(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.block = block
-        attention = block.attn
+        self.block: Any = block
+        attention: Any = block.attn
         self.attention_width: int = attention.num_heads * attention.head_dim
         self.macs_per_token = (_linear_macs(attention), _linear_macs(block.mlp))
 
     def attend(self, x: torch.Tensor, log_size: torch.Tensor | None) -> tuple[torch.Tensor, Tap]:
-        """`[B, N, C]` → `[B, N, C]` and the tap. The log-size bias rides as the mask, so fused kernels stay usable."""
+        """`[B, N, C]` → `[B, N, C]` and the tap. A module call: a trace then knows whose operators these are."""
+        out: tuple[torch.Tensor, Tap] = self(x, log_size)
+        return out
+
+    def forward(self, x: torch.Tensor, log_size: torch.Tensor | None) -> tuple[torch.Tensor, Tap]:
+        """The attention half. The log-size bias rides as the mask, so fused kernels stay usable."""
         block, attention = self.block, self.block.attn
         batch, count, _ = x.shape
         normed = block.norm1(x)
@@ -169,4 +180,3 @@ class TimmHead(nn.Module):
                 pooled = 0.5 * (x.amax(dim=1) + pooled)
         result: torch.Tensor = model.head(model.fc_norm(pooled))
         return result
-

@@ -11,7 +11,18 @@ from typing import Any
 from edgevit.commands.targets import survey
 from edgevit.commands.terminal import print_json
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "onnx", "onnxscript", "onnxruntime", "openvino")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +58,9 @@ def examine() -> dict[str, Any]:
     state = conditions.state()
     findings = []
     if packages["timm"] and not _imports("timm"):
-        findings.append("timm does not import: torchvision does not match torch; pip install -U torch torchvision together")
+        findings.append(
+            "timm does not import: torchvision does not match torch; pip install -U torch torchvision together"
+        )
     if not packages["timm"]:
         findings.append("timm is missing, so only .pt2 programs and pickled modules load: pip install 'edgevit[timm]'")
     if state.get("governor") not in ("performance", "unknown"):

@@ -11,7 +11,9 @@ from edgevit.commands.terminal import print_json, print_table, progress
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of eval."""
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
-    parser.add_argument("--data", type=Path, required=True, metavar="DATA", help="CSV with file,label, or class folders")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DATA", help="CSV with file,label, or class folders"
+    )
     parser.add_argument("--against", type=Path, metavar="BUNDLE", help="compare on the same images")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -44,7 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
         table.add_column(column, justify="right")
     for index, result in enumerate([*results, *([baseline] if baseline else [])]):
         row = result.to_json()
-        cells = [row["bundle"], f"{row['top1']:.2f}", f"{row['top1_se']:.2f}", f"{row['top5']:.2f}", f"{row['seconds']:.0f}"]
+        cells = [
+            row["bundle"],
+            f"{row['top1']:.2f}",
+            f"{row['top1_se']:.2f}",
+            f"{row['top5']:.2f}",
+            f"{row['seconds']:.0f}",
+        ]
         if index < len(compared):
             c = compared[index]
             cells += [f"{c['agreement']:.2f}", str(c["flips_lost"]), str(c["flips_won"])]

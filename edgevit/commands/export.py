@@ -81,7 +81,9 @@ def _print(result: dict[str, object]) -> None:
     assert isinstance(checks, dict)
     kept = result["kept_float"]
     assert isinstance(kept, list)
-    print(f"{result['bundle']}  {result['target']}  {result['precision']}  {int(str(result['size_bytes'])) / 1e6:.1f} MB")
+    print(
+        f"{result['bundle']}  {result['target']}  {result['precision']}  {int(str(result['size_bytes'])) / 1e6:.1f} MB"
+    )
     print(f"  schedule  {result['schedule']}   tokens {_runs(result['tokens'])}")
     print(f"  MACs      {macs['dense'] / 1e9:.3f} G dense, {macs['reduced'] / 1e9:.3f} G here")
     print(

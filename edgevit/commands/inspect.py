@@ -15,7 +15,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of inspect."""
     add_model_flags(parser)
     parser.add_argument("--reduce", default="none", metavar="SPEC", help="token schedule")
-    parser.add_argument("--image", type=Path, action="append", metavar="FILE", help="draw kept and merged tokens (repeat)")
+    parser.add_argument(
+        "--image", type=Path, action="append", metavar="FILE", help="draw kept and merged tokens (repeat)"
+    )
     parser.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder for tokens.png")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 

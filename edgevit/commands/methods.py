@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from edgevit.commands.terminal import print_json, print_table
 
@@ -18,13 +19,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     from edgevit.tokens import METHODS, method
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, path in METHODS.items():
         cls = method(name)
-        summary = (import_module(path.split(":")[0]).__doc__ or "").split("\n")[0]
-        example = (cls.__doc__ or "").split("\n")[0]
         rows.append(
-            {"name": name, "summary": summary, "keys": dict(cls.keys), "options": dict(cls.options), "example": example}
+            {
+                "name": name,
+                "summary": (import_module(path.split(":")[0]).__doc__ or "").split("\n")[0],
+                "keys": dict(cls.keys),
+                "options": dict(cls.options),
+                "example": (cls.__doc__ or "").split("\n")[0],
+            }
         )
     if arguments.json:
         print_json({"methods": rows})
@@ -35,7 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
     for column in ("method", "what it does", "keys", "example"):
         table.add_column(column)
     for row in rows:
-        keys = [f"{k}: {v}" for k, v in row["keys"].items()] + [f"{k}: {' or '.join(v)}" for k, v in row["options"].items()]
+        keys = [f"{k}: {v}" for k, v in row["keys"].items()] + [
+            f"{k}: {' or '.join(v)}" for k, v in row["options"].items()
+        ]
         table.add_row(str(row["name"]), str(row["summary"]), "\n".join(keys), str(row["example"]))
     print_table(table)
     return 0

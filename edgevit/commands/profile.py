@@ -17,7 +17,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="local", metavar="NAME", help="where to measure")
     parser.add_argument("--rounds", type=int, metavar="N", help="fresh processes per bundle (default 12)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the runtime (default: all cores here)")
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="folder for the full record, raw samples included")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", help="folder for the full record, raw samples included"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 

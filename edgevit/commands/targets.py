@@ -64,7 +64,13 @@ def survey() -> list[dict[str, Any]]:
             }
         )
     for name in PLANNED:
-        absent = {"available": False, "builds_here": False, "runs_here": False, "version": None, "precisions": []}
+        absent: dict[str, Any] = {
+            "available": False,
+            "builds_here": False,
+            "runs_here": False,
+            "version": None,
+            "precisions": [],
+        }
         reason = "not in this version of edgevit"
         rows.append({"name": name, **absent, "install": reason, "reason": reason})
     return rows

@@ -59,7 +59,8 @@ def load() -> nn.Module:
 
     if not WEIGHTS.is_file():
         raise FileNotFoundError(f"no demo weights at {WEIGHTS}: make them with python -m edgevit.demo.train")
-    model = build()
+    model: nn.Module = build()
     # Stored as float16 to halve the file; every tensor is a parameter, so all of them go back to float32.
     model.load_state_dict({name: tensor.float() for name, tensor in load_file(WEIGHTS).items()}, strict=True)
-    return model.eval()
+    model.eval()
+    return model

@@ -89,9 +89,7 @@ def _mask(digit: np.ndarray, box: int, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(image, dtype=np.float32) / 255
 
 
-def render(
-    digit: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, tuple[int, int, int], np.ndarray]:
+def render(digit: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, int, int], np.ndarray]:
     """Renders one scene and says where its digit is.
 
     Args:

@@ -66,9 +66,7 @@ def window_places(corners: torch.Tensor) -> torch.Tensor:
     return (rows[:, :, None] * GRID + columns[:, None, :]).flatten(1)
 
 
-def forward_window(
-    model: nn.Module, images: torch.Tensor, places: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward_window(model: nn.Module, images: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs the model on some of the patch tokens of each image.
 
     Args:
@@ -252,9 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     save_file(stored, options.output, metadata=metadata)
     size = options.output.stat().st_size
-    print(
-        f"trained in {seconds:.0f} s, evaluation {hits}/{total} = {hits / total:.4f}, {size} bytes in float16"
-    )
+    print(f"trained in {seconds:.0f} s, evaluation {hits}/{total} = {hits / total:.4f}, {size} bytes in float16")
     return 0
 
 

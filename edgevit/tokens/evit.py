@@ -49,9 +49,7 @@ class Selection:
     attention: torch.Tensor  # [B, N - P], in the same order
     lowering: Lowering
 
-    def apply(
-        self, x: torch.Tensor, size: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def apply(self, x: torch.Tensor, size: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One gather of all patches in order, one small product for the fused token."""
         patches = take_rows(x[:, self.prefix :], self.order, self.lowering)
         weights = self.attention[:, self.keep :].to(x.dtype).unsqueeze(1)  # [B, 1, rest]

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 class Plan(Protocol):
     """One decision about one block's tokens: made once from the tap, applied to any tensor."""
 
-    def apply(
-        self, x: torch.Tensor, size: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def apply(self, x: torch.Tensor, size: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`[B, N, C]`, sizes `[B, N]` or None (all one) → `[B, N', C]`, `[B, N']` or None."""
 
     def slots(self) -> torch.Tensor:

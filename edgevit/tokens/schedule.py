@@ -11,6 +11,7 @@ SPEC := none | METHOD:key=value[,key=value...][@BLOCKS] | FILE.json
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ class TokenSchedule:
         """The spec text; parsing it gives this schedule again."""
         if self.is_none:
             return "none"
-        values = [f"{self.key}={'/'.join(f'{a:g}' for a in self.amounts)}"]
+        values = [f"{self.key}={'/'.join(map(_text, self.amounts))}"]
         values += [f"{k}={v}" for k, v in self.options.items()]
         where = f"@{','.join(map(str, self.blocks))}" if self.blocks else ""
         return f"{self.method}:{','.join(values)}{where}"
@@ -72,13 +73,30 @@ class TokenSchedule:
             schedule = cls(
                 method=str(values["method"]),
                 key=str(values.get("key", "")),
-                amounts=tuple(float(a) for a in values.get("amounts", ())),
-                blocks=tuple(int(b) for b in values.get("blocks", ())),
+                amounts=tuple(float(a) for a in _items(values, "amounts", (int, float))),
+                blocks=tuple(_items(values, "blocks", (int,))),
                 options={str(k): str(v) for k, v in dict(values.get("options", {})).items()},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ScheduleError(f"schedule is not complete: {error!r}; expected {TokenSchedule().to_dict()}") from error
         return _checked(schedule)
+
+
+def _items(values: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> list[Any]:
+    items = values.get(key, [])
+    wrong = [i for i in items if type(i) not in kinds] if isinstance(items, list | tuple) else [items]
+    if wrong:
+        raise TypeError(f"{key} must be a list of numbers, got {wrong[0]!r}")
+    return list(items)
+
+
+def _text(amount: float) -> str:
+    """An amount as one types it, exactly.
+
+    >>> _text(8.0), _text(0.7)
+    ('8', '0.7')
+    """
+    return str(int(amount)) if math.isfinite(amount) and amount == int(amount) else repr(amount)
 
 
 def parse_schedule(spec: str) -> TokenSchedule:
@@ -109,6 +127,8 @@ def parse_schedule(spec: str) -> TokenSchedule:
             if key:
                 raise ScheduleError(f"{spec!r} gives both {key}= and {k}=; give one")
             key, amounts = k, tuple(_number(a, float, f"{k} in {spec!r}") for a in v.split("/"))
+        elif k in options:
+            raise ScheduleError(f"{spec!r} gives {k}= twice; give one")
         else:
             options[k] = v
     return _checked(TokenSchedule(name, key, amounts, blocks, options))
@@ -132,9 +152,12 @@ def _read(path: Path) -> TokenSchedule:
 
 def _number(text: str, kind: type[Any], what: str) -> Any:
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError as error:
         raise ScheduleError(f"{text!r} is not a number ({what})") from error
+    if not math.isfinite(value):
+        raise ScheduleError(f"{text!r} is not a number ({what})")
+    return value
 
 
 def _checked(schedule: TokenSchedule) -> TokenSchedule:
@@ -145,13 +168,19 @@ def _checked(schedule: TokenSchedule) -> TokenSchedule:
     known = [*cls.keys, "flops"]
     if schedule.key not in known:
         raise ScheduleError(f"{schedule.method} needs one of {', '.join(f'{k}=' for k in known)}")
+    if not schedule.amounts:
+        raise ScheduleError(f"the schedule gives {schedule.method} no amount; write for example {schedule.key}=...")
     for name, value in schedule.options.items():
         if name not in cls.options:
             hint = did_you_mean(name, [*known, *cls.options])
-            raise ScheduleError(f"{schedule.method} has no key {name!r}{hint}; it has {', '.join([*known, *cls.options])}")
+            raise ScheduleError(
+                f"{schedule.method} has no key {name!r}{hint}; it has {', '.join([*known, *cls.options])}"
+            )
         if value not in cls.options[name]:
             raise ScheduleError(f"{name}={value}: {schedule.method} takes {' or '.join(cls.options[name])}")
     for amount in schedule.amounts:
+        if not math.isfinite(amount):
+            raise ScheduleError(f"{schedule}: {amount} is not a number that {schedule.key}= can take")
         wrong = _flops_wrong(amount) if schedule.key == "flops" else cls.check_amount(schedule.key, amount)
         if wrong:
             raise ScheduleError(f"{schedule}: {wrong}")
@@ -212,9 +241,7 @@ def count_tokens(
     return Counts(schedule, tuple(after), tuple(notes))
 
 
-def _solve(
-    schedule: TokenSchedule, blocks: Sequence[BlockView], tokens: int, prefix: int, fixed_macs: int
-) -> Counts:
+def _solve(schedule: TokenSchedule, blocks: Sequence[BlockView], tokens: int, prefix: int, fixed_macs: int) -> Counts:
     """The least reduction on the method's grid whose MACs keep the budget; MACs fall along the grid."""
     cls = method(schedule.method)
     budget = schedule.amounts[0] * (fixed_macs + blocks_macs(blocks, tokens, (tokens,) * len(blocks)))
@@ -228,8 +255,8 @@ def _solve(
     low, high = 0, len(grid) - 1
     most, least_macs = at(high)
     if least_macs > budget:
-        share = least_macs / budget * schedule.amounts[0]
-        raise ScheduleError(f"{schedule}: the most this schedule can cut is flops={share:.3f} (at {most.schedule})")
+        share = math.ceil(least_macs / budget * schedule.amounts[0] * 1000) / 1000  # upwards: it can be typed
+        raise ScheduleError(f"{schedule}: the most this schedule can cut is flops={share:g} (at {most.schedule})")
     while low < high:
         middle = (low + high) // 2
         if at(middle)[1] <= budget:

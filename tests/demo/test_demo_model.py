@@ -27,9 +27,7 @@ def test_import_is_light():
     """Importing the package loads no heavy library."""
     code = "import sys, edgevit.demo; print(sorted({'torch', 'timm', 'sklearn'} & set(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 

@@ -158,9 +158,7 @@ def test_record_into_a_file_is_refused(job, tmp_path):
 
 def test_a_dying_runner_names_the_bundle_and_its_last_line(job, script, own_temp):
     made = script("import sys\nprint('first', file=sys.stderr)\nsys.exit('the reason')\n")
-    with pytest.raises(
-        MeasureError, match=r"^B: runner 'made', round 1 of 2 failed \(exit status 1\): the reason$"
-    ):
+    with pytest.raises(MeasureError, match=r"^B: runner 'made', round 1 of 2 failed \(exit status 1\): the reason$"):
         bench.profile([job("B", runner=made)], None, QUICK)
     assert not list(own_temp.iterdir())
 
@@ -212,9 +210,7 @@ def test_a_stale_lock_file_refuses_nobody(job):
 def test_an_interrupt_kills_the_runner_and_leaves_nothing(tmp_path, own_temp):
     runner = tmp_path / "runner_hang.py"
     pid_file = tmp_path / "pid"
-    runner.write_text(
-        f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
-    )
+    runner.write_text(f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n")
     engine = tmp_path / "e"
     engine.write_text("x")
     main = (

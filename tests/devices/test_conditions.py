@@ -8,8 +8,7 @@ from edgevit.devices import conditions
 
 X86 = {
     "proc/cpuinfo": "".join(
-        f"processor\t: {i}\nmodel name\t: Some CPU @ 3.00GHz\n"
-        "flags\t\t: fpu avx2 avx512_vnni amx_int8 hypervisor\n\n"
+        f"processor\t: {i}\nmodel name\t: Some CPU @ 3.00GHz\nflags\t\t: fpu avx2 avx512_vnni amx_int8 hypervisor\n\n"
         for i in range(4)
     ),
     "proc/self/status": "Name:\tx\nCpus_allowed_list:\t0-1,3\nVmRSS:\t 10 kB\n",
@@ -30,8 +29,7 @@ X86 = {
 }
 ARM = {
     "proc/cpuinfo": "".join(
-        f"processor\t: {i}\nFeatures\t: fp asimd asimddp i8mm bf16\n"
-        f"CPU implementer\t: 0x41\nCPU part\t: {part}\n\n"
+        f"processor\t: {i}\nFeatures\t: fp asimd asimddp i8mm bf16\nCPU implementer\t: 0x41\nCPU part\t: {part}\n\n"
         for i, part in enumerate(["0xd05"] * 4 + ["0xd41"] * 2 + ["0xfff"])
     ),
     "proc/device-tree/model": "Some Board Rev 1\0",

@@ -14,9 +14,7 @@ FAST = {"seed": 0, "warmup_s": 0.05, "min_samples": 20, "min_seconds": 0.05, "ma
 def run(name, tmp_path, **job):
     out = tmp_path / "record.json"
     todo = tmp_path / "job.json"
-    todo.write_text(
-        json.dumps({**FAST, "input": {"name": "images", "shape": [1, 3, 8, 8]}, "out": str(out), **job})
-    )
+    todo.write_text(json.dumps({**FAST, "input": {"name": "images", "shape": [1, 3, 8, 8]}, "out": str(out), **job}))
     done = subprocess.run(
         [sys.executable, "-I", str(RUNNERS[name]), str(todo)], capture_output=True, text=True, check=False
     )
@@ -128,8 +126,5 @@ def test_a_job_without_a_key(tmp_path):
 
 def test_the_real_runners_share_their_loop():
     """They are single files by design; this keeps their common half from drifting apart."""
-    halves = [
-        RUNNERS[name].read_text("utf-8").partition("# From here to the end,")[2]
-        for name in ("ort", "openvino")
-    ]
+    halves = [RUNNERS[name].read_text("utf-8").partition("# From here to the end,")[2] for name in ("ort", "openvino")]
     assert halves[0] == halves[1] != ""

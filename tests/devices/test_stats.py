@@ -17,9 +17,7 @@ def test_doctests(module):
     assert not result.failed
 
 
-@pytest.mark.parametrize(
-    ("percent", "expected"), [(1, 1), (10, 1), (10.5, 2), (50, 5), (90, 9), (91, 10), (100, 10)]
-)
+@pytest.mark.parametrize(("percent", "expected"), [(1, 1), (10, 1), (10.5, 2), (50, 5), (90, 9), (91, 10), (100, 10)])
 def test_nearest_rank(percent, expected):
     samples = list(range(1, 11))
     random.Random(0).shuffle(samples)
@@ -68,9 +66,7 @@ def test_round_median_interval_covers():
     hits = 0
     for trial in range(300):
         draw = random.Random(trial)
-        low, high = stats.bootstrap_ci(
-            [draw.lognormvariate(0, 0.1) for _ in range(8)], median, trial, resamples=1000
-        )
+        low, high = stats.bootstrap_ci([draw.lognormvariate(0, 0.1) for _ in range(8)], median, trial, resamples=1000)
         hits += low <= 1 <= high
     assert hits / 300 >= 0.92
 
@@ -107,9 +103,7 @@ def test_a_against_a_finds_no_difference():
 
 
 def test_a_difference_below_the_noise_floor_is_not_called():
-    found = stats.speedup(
-        [stats.Block((10.0, 11.0), (10.3, 10.3)), stats.Block((11.0, 10.0), (10.31, 10.31))] * 3
-    )
+    found = stats.speedup([stats.Block((10.0, 11.0), (10.3, 10.3)), stats.Block((11.0, 10.0), (10.31, 10.31))] * 3)
     assert found.ci95[0] > 1
     assert found.noise_floor == pytest.approx(0.1)
     assert found.differs is False

@@ -1,0 +1,35 @@
+# Needs Python 3.11 or later and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A checkout must be installed to be imported; SAFEPATH keeps the folder names export, quant, ... from shadowing it.
+export PYTHONSAFEPATH := 1
+
+.PHONY: install demo test test-slow lint types clean
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+demo: install ## the whole pipeline on the embedded model: a table and demo-out/report.html
+	$(BIN)/edgevit demo -o demo-out
+
+test: install ## the default suite, minutes
+	$(BIN)/pytest -m "not slow"
+
+test-slow: install ## what takes longer
+	$(BIN)/pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install ## import-hook editables are invisible to mypy, so it reads a strict one
+	rm -rf $(VENV)/types && $(PYTHON) tests/typed_tree.py $(VENV)/types
+	cd $(VENV)/types && MYPYPATH=. ../bin/mypy --config-file ../../pyproject.toml -p edgevit
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-out
