@@ -77,12 +77,14 @@ def _judge(
 ) -> dict[str, Any]:
     import numpy as np
 
+    if not np.isfinite(have).all():
+        raise BundleError(f"{target.name} {precision}: the engine gives NaN or infinite outputs; it was not kept")
     count = len(want)
     flat_want, flat_have = want.reshape(count, -1), have.reshape(count, -1)
     difference = np.abs(flat_have - flat_want).max(axis=1)
     scale = max(float(np.abs(want).max()), 1e-12)
     noise = float(np.square(flat_have - flat_want).mean())
-    decibel = 10 * np.log10(float(np.square(flat_want).mean()) / max(noise, 1e-30))
+    decibel = 10 * np.log10(max(float(np.square(flat_want).mean()), 1e-30) / max(noise, 1e-30))
     tolerance = target.policy.tolerance[precision]
     result = {
         "max_abs_diff": float(difference.max()),
@@ -94,8 +96,6 @@ def _judge(
         "sqnr_db": float(decibel),
         "tolerance": tolerance,
     }
-    if not np.isfinite(have).all():
-        raise BundleError(f"{target.name} {precision}: the engine gives NaN or infinite outputs; it was not kept")
     if tolerance is None:
         if decibel < BROKEN_DB:
             raise BundleError(

@@ -15,8 +15,8 @@ def fold_attention_scale(module: GraphModule) -> int:
 
     linear(x, W, b) -> reshape -> permute -> q;  attention(q, k, v, scale=s)
 
-    becomes linear(x, s W, s b) -> ... -> attention(..., scale=1). Left alone where the query has other readers or a
-    norm of its own.
+    becomes linear(x, s W, s b) -> ... -> attention(..., scale=1). Left alone where the query has other readers, a norm
+    of its own, or is the key or value too.
     """
     import torch
 
@@ -26,7 +26,7 @@ def fold_attention_scale(module: GraphModule) -> int:
             continue
         scale = attention.kwargs.get("scale") or attention.args[0].meta["val"].shape[-1] ** -0.5
         linear = _query_linear(attention.args[0])
-        if scale == 1 or linear is None:
+        if scale == 1 or linear is None or attention.args[0] in attention.args[1:3]:
             continue
         arguments = list(linear.args)
         for index in range(1, len(arguments)):

@@ -24,7 +24,7 @@ def fold_norm_affine(module: GraphModule) -> int:
             continue
         gain, offset = attribute(module, norm.args[2]), attribute(module, norm.args[3])
         readers = list(norm.users)
-        if gain is None or not readers or any(r.target is not aten.linear.default for r in readers):
+        if gain is None or gain.ndim != 1 or not readers or any(r.target is not aten.linear.default for r in readers):
             continue
         if any(r.args[0] is not norm or attribute(module, r.args[1]) is None for r in readers):
             continue

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import onnx
     from torch.export import ExportedProgram
 
+RANDOM = (
+    "rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "bernoulli", "bernoulli_",
+    "multinomial", "normal", "normal_", "uniform", "uniform_", "exponential_",
+)  # fmt: skip
 # Each with why it must not reach a device.
 FORBIDDEN_ATEN = {
     "nonzero": "its output shape depends on the data",
@@ -36,13 +40,17 @@ FORBIDDEN_ATEN = {
     "index_reduce": "it is a scatter-reduce",
     "index_put": "it is a scatter",
     "index_put_": "it is a scatter",
-    "rand": "its result is random",
-    "randn": "its result is random",
-    "bernoulli": "its result is random",
+    "index_copy": "it is a scatter",
+    "index_copy_": "it is a scatter",
+    "masked_scatter": "it is a scatter, to places that depend on the data",
+    "masked_scatter_": "it is a scatter, to places that depend on the data",
+    **{name: "its result is random" for name in RANDOM},
 }
+DROPOUTS = ("dropout", "native_dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout")
 FORBIDDEN_ONNX = {
     "NonZero", "Unique", "Compress", "Loop", "If", "Scan", "ScatterElements", "ScatterND", "Scatter",
-    "NonMaxSuppression", "RandomNormal", "RandomUniform", "Bernoulli", "Multinomial",
+    "NonMaxSuppression", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
+    "Multinomial",
 }  # fmt: skip
 
 
@@ -51,7 +59,7 @@ def check_program(program: ExportedProgram) -> None:
     for node in program.graph.nodes:
         where = _where(node)
         if node.op == "call_function":
-            reason = _forbidden(node.target)
+            reason = _forbidden(node.target) or _drops(node)
             if reason:
                 raise GraphError(f"{where}: operator {node.target} is not exported, because {reason}")
         for shape in _shapes(node.meta.get("val")):
@@ -63,6 +71,13 @@ def _forbidden(target: Any) -> str | None:
     """The reason an operator is forbidden, by its name with and without the overload."""
     name = str(target).split("::")[-1].removeprefix("aten.")
     return FORBIDDEN_ATEN.get(name) or FORBIDDEN_ATEN.get(name.split(".")[0])
+
+
+def _drops(node: Any) -> str | None:
+    """Dropout is traced in evaluation too, where it does nothing."""
+    name = str(node.target).split("::")[-1].removeprefix("aten.").split(".")[0].rstrip("_")
+    training = node.args[2] if len(node.args) > 2 else node.kwargs.get("train", True)
+    return "its result is random" if name in DROPOUTS and training else None
 
 
 def _shapes(value: Any) -> Iterator[tuple[Any, ...]]:
@@ -91,7 +106,9 @@ def check_onnx(path: Path) -> None:
     if bad:
         raise GraphError(f"{path.name} holds operators that no static engine runs: {listed(bad)}")
     values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
-    dynamic = [v.name for v in values for d in v.type.tensor_type.shape.dim if not d.HasField("dim_value")]
+    tensors = [(v.name, v.type.tensor_type) for v in values]
+    dynamic = [name for name, t in tensors for d in t.shape.dim if not d.HasField("dim_value")]
+    dynamic += [name for name, t in tensors if not t.HasField("shape")]
     if dynamic:
         raise GraphError(f"{path.name} has dynamic dimensions in {listed(sorted(set(dynamic)))}")
 

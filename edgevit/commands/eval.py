@@ -30,11 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
     with progress() as show:
         results = [evaluate(b, data, show) for b in bundles]
         baseline = evaluate(against, data, show) if against else None
-    compared = [compare(r, baseline) for r in results] if baseline else []
+    compared = [{"result": r.bundle, **compare(r, baseline)} for r in results] if baseline else []
     if arguments.json:
         value: dict[str, object] = {"results": [r.to_json() for r in results]}
         if compared:
-            value |= {"against": compared[0], "comparisons": compared}
+            value |= {"against": compared[0], "comparisons": compared}  # `against` is the first; a script has one
         print_json(value)
         return 0
     from rich.table import Table
