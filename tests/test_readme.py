@@ -15,8 +15,8 @@ def command_lines():
     for page in PAGES:
         for block in re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if words and words[0] == "edgevit":
+                if line.startswith("edgevit "):
+                    words = shlex.split(line, comments=True)
                     yield pytest.param(words[1:], id=f"{page.name}: {' '.join(words[1:])[:70]}")
 
 
