@@ -63,6 +63,7 @@ def evaluate(bundle: Bundle, data: Dataset, progress: Progress | None = None) ->
     """Run a bundle's engine over labelled images with its own preprocessing. Raises DataError, RuntimeRefusal."""
     import numpy as np
 
+    _check_classifier(bundle)
     data.check_labels(bundle.classes)
     session = runtime(bundle.manifest["target"]).open(bundle.engine)
     batch = bundle.engine.inputs.batch
@@ -70,23 +71,30 @@ def evaluate(bundle: Bundle, data: Dataset, progress: Progress | None = None) ->
     ranks: list[int] = []
     started = time.perf_counter()
     for images in data.tensors(bundle.preprocess, batch):
-        outputs = class_scores(session.run(images), bundle)
+        outputs = session.run(images)
         for scores in outputs[: len(data) - len(ranks)]:
             label = data.labels[len(ranks)]
             if not np.isfinite(scores).all():
                 raise DataError(f"{bundle.name} gives NaN or infinite outputs for {data.files[len(ranks)].name}")
             predicted.append(int(scores.argmax()))
-            ranks.append(int((scores > scores[label]).sum()))
+            ranks.append(rank(scores, label))
         if progress:
             progress(f"evaluate {bundle.name}", len(ranks), len(data))
     return Evaluation(bundle.name, tuple(predicted), tuple(ranks), time.perf_counter() - started)
 
 
-def class_scores(outputs: np.ndarray[Any, Any], bundle: Bundle) -> np.ndarray[Any, Any]:
-    """`[B, classes]`, or an error for a model that does not classify."""
-    if outputs.ndim != 2:
-        raise DataError(f"{bundle.name} gives outputs {list(outputs.shape)}; accuracy needs [batch, classes]")
-    return outputs
+def rank(scores: np.ndarray[Any, Any], label: int) -> int:
+    """The place of a class among `[classes]` scores; equal scores stand in class order, as argmax takes them.
+
+    So an engine that gives one constant is right for class 0 only, not for all.
+    """
+    return int((scores > scores[label]).sum() + (scores[:label] == scores[label]).sum())
+
+
+def _check_classifier(bundle: Bundle) -> None:
+    shape = bundle.manifest["output"]["shape"]
+    if len(shape) != 2:
+        raise DataError(f"{bundle.name} gives outputs {shape}; accuracy needs [batch, classes]")
 
 
 def compare(result: Evaluation, baseline: Evaluation) -> dict[str, Any]:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.bundle import MANIFEST, REPORT, SCHEMA, Bundle, staged, write_json
 from edgevit.data import Dataset, read_dataset
 from edgevit.errors import EdgeVitError, GateFailed, GraphError, QuantError, RuntimeRefusal
-from edgevit.load import load, sha256_file
+from edgevit.load import load
+from edgevit.manifest import copy_labels, make_manifest
 from edgevit.runtimes import runtime
 from edgevit.tokens.schedule import TokenSchedule, parse_schedule
-from edgevit.version import __version__
 
 if TYPE_CHECKING:
     from edgevit.runtimes.base import Runtime
-    from edgevit.stages import Checkpoint, Engine, Graph, InputSpec, ReducedModel
+    from edgevit.stages import Checkpoint, Graph, InputSpec, ReducedModel
 
 Progress = Callable[[str, int, int], None]
 
@@ -151,8 +150,8 @@ def _build(
     images, source = check_images(checkpoint.preprocess, data)
     reference = reduced.module if reduced else checkpoint.callable()
     check = check_engine(engine, target, reference, images, source, bool(reduced) and not schedule.is_none)
-    labels = _labels(settings.labels, folder, graph)
-    manifest = _manifest(checkpoint, target, engine, graph, reduced, check, labels)
+    labels = copy_labels(settings.labels, folder, graph)
+    manifest = make_manifest(checkpoint, target, engine, graph, reduced, check, labels)
     write_json(folder / MANIFEST, manifest)
     write_json(folder / REPORT, {"schema": SCHEMA, "evaluations": [], "profiles": []})
     return Bundle.load(folder), reduced.notes if reduced else ()
@@ -207,72 +206,6 @@ def _quantize(
         batches,
         lambda done: progress("calibrate", done, batches),
     )
-
-
-def _labels(source: Path | None, folder: Path, graph: Graph) -> str | None:
-    """Copy the labels file, one name a line, as many as the model has classes."""
-    if source is None:
-        return None
-    try:
-        names = source.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgeVitError(f"cannot read --labels {source}: {error}") from error
-    classes = output_shape(graph)[-1]
-    if len(names) != classes:
-        raise EdgeVitError(f"--labels {source} has {len(names)} lines; the model has {classes} classes")
-    (folder / "labels.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    return "labels.txt"
-
-
-def output_shape(graph: Graph) -> list[int]:
-    """Shape of the program's one output."""
-    output = next(n for n in graph.program.graph.nodes if n.op == "output")
-    return [int(s) for s in output.args[0][0].meta["val"].shape]
-
-
-def _manifest(
-    checkpoint: Checkpoint,
-    target: Runtime,
-    engine: Engine,
-    graph: Graph,
-    reduced: ReducedModel | None,
-    check: dict[str, Any],
-    labels: str | None,
-) -> dict[str, Any]:
-    from edgevit.reduce import dense_macs
-
-    dense = reduced.dense_macs if reduced else dense_macs(graph.program.module(), engine.inputs.shape)
-    schedule = reduced.schedule if reduced else TokenSchedule.none()
-    names = [*engine.files, *([labels] if labels else [])]
-    return {
-        "schema": SCHEMA,
-        "edgevit": __version__,
-        "model": {"name": checkpoint.name, "arch": checkpoint.arch, "sha256": checkpoint.sha256},
-        "schedule": {
-            "text": str(schedule),
-            **schedule.to_dict(),
-            "tokens": list(reduced.tokens) if reduced else [],
-            "macs": {"dense": dense, "reduced": reduced.reduced_macs if reduced else dense},
-        },
-        "precision": engine.precision,
-        "target": target.name,
-        "runtime": {
-            "name": engine.runtime,
-            "version": engine.runtime_version,
-            "options": dict(engine.options),
-        },
-        "built_on": {"machine": platform.machine(), "system": platform.system()},
-        "input": {"name": engine.inputs.name, "shape": list(engine.inputs.shape), "dtype": "float32"},
-        "output": {"name": "logits", "shape": output_shape(graph), "dtype": "float32"},
-        "preprocess": checkpoint.preprocess.to_dict(),
-        "labels": labels,
-        "entry": engine.entry,
-        "files": {name: sha256_file(engine.folder / name) for name in names},
-        "check": check,
-        "passes": list(graph.passes),
-        "kept_float": [asdict(r) for r in getattr(graph, "kept_float", ())],
-        "quantization": [dict(entry) for entry in getattr(graph, "log", ())],
-    }
 
 
 def _hold_gates(

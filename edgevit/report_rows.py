@@ -9,7 +9,7 @@ from dataclasses import dataclass
 Interval = tuple[float, float] | tuple[None, None] | None
 """Low and high end at 95 %; None, or two of them, where too little was measured for one."""
 
-DASH = "–"  # noqa: RUF001
+DASH = "–"
 """What was not measured."""
 LOSS_LIMIT = 1.0
 """Points of top-1 that the headline's row may lose against the baseline."""

@@ -9,12 +9,12 @@ import torch
 import torch.ao.quantization.fx._decomposed
 
 from edgevit.errors import QuantError
-from edgevit.export.rewrite import Node, attribute, call, constant, rewrite
+from edgevit.export.rewrite import Node, attribute, call, constant, rewrite, sweep
 from edgevit.export.trace import export_program
 from edgevit.quant.calibrate import Observed, observe
 from edgevit.quant.equalize import Choice, choose
 from edgevit.quant.ranges import quantize_weight, search
-from edgevit.quant.scheme import KEPT_FLOAT, Affine, QuantScheme
+from edgevit.quant.scheme import KEPT_FLOAT, MOVES, OTHER_OPERATOR, Affine, QuantScheme
 from edgevit.stages import Graph, QuantizedGraph, Refusal
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LINEAR = torch.ops.aten.linear.default
 CONVS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
+WRAPPERS = ("model.", "stem.model.", "head.model.")  # what tracing and reduction put around the user's module
 QDQ = torch.ops.quantized_decomposed
 
 
@@ -52,8 +53,7 @@ def quantize(
             log.append(_quantize_linears(module, source, layers, seen[source], scheme))
         else:
             log.append(_quantize_shared(module, source, layers, seen[source], scheme))
-    module.graph.eliminate_dead_code()
-    module.recompile()
+    sweep(module)
     kept = (*refused, *_kept(module))
     program = export_program(module, graph.inputs)
     return QuantizedGraph(program, graph.inputs, passes, kept, tuple(log))
@@ -77,7 +77,9 @@ def layer_name(node: Node) -> str:
     """The module path a node came from, else its own name."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]) if stack else ""
-    return path.removeprefix("model.").replace(".block.", ".") or str(node.name)
+    for wrapper in WRAPPERS:
+        path = path.removeprefix(wrapper)
+    return path.replace(".block.", ".") or str(node.name)
 
 
 def _quantize_linears(
@@ -157,14 +159,22 @@ def _entry(layers: list[Node], choice: Choice) -> dict[str, Any]:
 
 
 def _kept(module: GraphModule) -> list[Refusal]:
-    """Every float operator that computes, with its reason."""
+    """Every float operator that computes, with its reason; Linears and convolutions are find()'s matter."""
     found = []
     for node in module.graph.nodes:
-        if node.op != "call_function" or "quantized_decomposed" in str(node.target):
+        if node.op != "call_function" or node.target is LINEAR or node.target in CONVS:
             continue
-        operator = str(node.target).split("::")[-1].removeprefix("aten.").split(".")[0].rstrip("_")
+        operator = _operator(node)
         value = node.meta.get("val")
         is_float = value is None or not hasattr(value, "dtype") or value.dtype.is_floating_point
-        if operator in KEPT_FLOAT and is_float:
-            found.append(Refusal(f"{layer_name(node)} ({operator})", KEPT_FLOAT[operator]))
+        if is_float and operator not in MOVES and "quantized_decomposed" not in str(node.target):
+            reason = KEPT_FLOAT.get(operator, OTHER_OPERATOR)
+            found.append(Refusal(f"{layer_name(node)} ({operator})", reason))
     return found
+
+
+def _operator(node: Node) -> str:
+    """The bare name of an operator: `aten.add_.Tensor` → `add`."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target.overloadpacket.__name__.rstrip("_")
+    return str(getattr(node.target, "__name__", node.target))

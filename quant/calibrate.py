@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,10 @@ class Observed:
     def see(self, value: torch.Tensor, take: int, generator: torch.Generator) -> None:
         """Add one batch."""
         rows = (value.movedim(1, -1) if value.ndim == 4 else value).reshape(-1, _width(value))
-        self.low, self.high = min(self.low, float(rows.min())), max(self.high, float(rows.max()))
+        low, high = float(rows.min()), float(rows.max())
+        # NaN compares false with everything, so min() and max() would forget it
+        nan = math.isnan(low) or math.isnan(self.low)
+        self.low, self.high = (math.nan, math.nan) if nan else (min(self.low, low), max(self.high, high))
         peak = rows.abs().amax(0)
         self.peak = peak if self.peak is None else torch.maximum(self.peak, peak)
         if take:
@@ -53,9 +57,9 @@ def _width(value: torch.Tensor) -> int:
 class _Recorder(fx.Interpreter):
     """Runs the program node by node and shows the wanted values to their observers."""
 
-    def __init__(self, module: GraphModule, wanted: dict[Node, Observed], take: int) -> None:
+    def __init__(self, module: GraphModule, wanted: dict[Node, Observed]) -> None:
         super().__init__(module)
-        self.wanted, self.take = wanted, take
+        self.wanted, self.take = wanted, 0
         self.generator = torch.Generator().manual_seed(0)
 
     def run_node(self, n: Node) -> Any:
@@ -74,7 +78,7 @@ def observe(
 ) -> dict[Node, Observed]:
     """Run `count` calibration batches `[B, 3, H, W]` and return what was seen of each node's output."""
     wanted = {node: Observed() for node in nodes}
-    recorder = _Recorder(module, wanted, max(1, ROWS // max(count, 1)))
+    recorder = _Recorder(module, wanted)
     with torch.no_grad():
         for index, images in enumerate(batches):
             # past ROWS images only every k-th still adds rows, so the sample stays spread over all of them
@@ -84,7 +88,7 @@ def observe(
     for node, seen in wanted.items():
         if not seen.kept:
             raise QuantError("calibration saw no image; pass --calib DATA with at least one")
-        if not (torch.isfinite(torch.tensor([seen.low, seen.high])).all()):
+        if not (math.isfinite(seen.low) and math.isfinite(seen.high)):
             raise QuantError(
                 f"{node.name} becomes infinite or NaN on the calibration images; is the preprocessing right?"
             )

@@ -6,7 +6,7 @@ import torch
 
 from edgevit.quant.scheme import Affine, QuantScheme
 
-SAMPLE = 32768  # values the search looks at
+SAMPLE = 32767  # values the search looks at; from 32768 on torch uses threads, whose hand-over costs more than the work
 TINY = 1e-8  # floor of a scale: a dead channel or constant tensor must not give 0
 
 

@@ -35,7 +35,17 @@ class Affine:
     high: int
 
 
-# Every operator that computes and stays float, with the reason that goes into `kept_float`.
+# Operators that move or reshape values and compute nothing; dropout is traced in evaluation, where it does nothing.
+MOVES = {
+    "getitem", "reshape", "view", "permute", "transpose", "t", "select", "slice", "narrow", "unbind", "split",
+    "split_with_sizes", "chunk", "clone", "contiguous", "alias", "detach", "cat", "stack", "expand", "expand_as",
+    "repeat", "unsqueeze", "squeeze", "flatten", "unflatten", "index_select", "index", "gather", "roll", "flip", "pad",
+    "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "to", "_to_copy", "lift_fresh_copy", "dropout", "arange",
+    "ones", "ones_like", "zeros", "zeros_like", "full", "full_like", "new_ones", "new_zeros", "new_full",
+    "_assert_tensor_metadata", "identity",
+}  # fmt: skip
+OTHER_OPERATOR = "this version has no 8-bit form of it"
+# Operators that compute and stay float, with the reason that goes into `kept_float`; others get OTHER_OPERATOR.
 KEPT_FLOAT = {
     "layer_norm": "normalization has no integer kernel, and its statistics need range",
     "native_layer_norm": "normalization has no integer kernel, and its statistics need range",

@@ -155,9 +155,13 @@ def test_staged_folder_appears_only_when_complete(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt(), SystemExit(1)])
 def test_staged_folder_vanishes_on_any_error(tmp_path, error):
-    with pytest.raises(type(error)), staged(tmp_path / "out", force=False) as folder:
-        (folder / "file").write_text("x")
-        raise error
+    def stop_half_way():
+        with staged(tmp_path / "out", force=False) as folder:
+            (folder / "file").write_text("x")
+            raise error
+
+    with pytest.raises(type(error)):
+        stop_half_way()
     assert listing(tmp_path) == []
 
 
@@ -199,7 +203,10 @@ def test_force_never_replaces_what_is_no_bundle(tmp_path):
     (tmp_path / "home" / "thesis.tex").write_text("x")
     (tmp_path / "file").write_text("x")
     for name in ("home", "file"):
-        with pytest.raises(BundleError, match="--force replaces bundles only"), staged(tmp_path / name, force=True):
+        with (
+            pytest.raises(BundleError, match="--force replaces bundles only"),
+            staged(tmp_path / name, force=True),
+        ):
             pass
     assert listing(tmp_path) == ["file", "home", "thesis.tex"]
 
@@ -248,7 +255,10 @@ def small_disk(tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if mounted.returncode:
         pytest.skip(f"needs the right to mount a small tmpfs: {mounted.stderr.strip()}")

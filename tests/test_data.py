@@ -85,7 +85,8 @@ def test_csv_without_rows(evaluate, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "columns"), [("", "file, label"), ("a.png,1\n", "file, label"), ("file,class\na.png,1\n", "label")]
+    ("text", "columns"),
+    [("", "file, label"), ("a.png,1\n", "file, label"), ("file,class\na.png,1\n", "label")],
 )
 def test_missing_column(evaluate, tmp_path, text, columns):
     table(tmp_path, text)

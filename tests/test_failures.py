@@ -57,7 +57,9 @@ def test_schedule(export, spec, says):
 
 
 def test_schedule_beyond_the_last_block(refused, module_file):
-    message = refused("export", module_file, "--trust-pickle", "--target", "fake", "--reduce", "tome:r=2@9", "-o", "out")
+    message = refused(
+        "export", module_file, "--trust-pickle", "--target", "fake", "--reduce", "tome:r=2@9", "-o", "out"
+    )
     assert "the model has 2 blocks, so there is no block 9" in message
 
 
@@ -67,7 +69,17 @@ def test_reduction_of_a_program_says_to_give_the_eager_model(export):
 
 def test_reduction_of_a_model_without_adapter_names_the_families_that_have_one(refused, tmp_path):
     torch.save(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8), torch.nn.Flatten()), tmp_path / "net.pt")
-    arguments = ("--trust-pickle", "--input-size", "32", "--target", "fake", "--reduce", "tome:r=2", "-o", "out")
+    arguments = (
+        "--trust-pickle",
+        "--input-size",
+        "32",
+        "--target",
+        "fake",
+        "--reduce",
+        "tome:r=2",
+        "-o",
+        "out",
+    )
     assert "timm VisionTransformer" in refused("export", "net.pt", *arguments)
 
 
@@ -107,7 +119,9 @@ def test_device_elsewhere(export):
     assert "on this machine only" in export("--target", "fake", "--device", "phone")
 
 
-@pytest.mark.parametrize(("text", "says"), [("a\nb\n", "has 2 lines; the model has 10 classes"), ("\x80", "cannot read")])
+@pytest.mark.parametrize(
+    ("text", "says"), [("a\nb\n", "has 2 lines; the model has 10 classes"), ("\x80", "cannot read")]
+)
 def test_labels_that_do_not_fit(export, tmp_path, text, says):
     (tmp_path / "labels.txt").write_text(text, encoding="latin-1")
     assert says in export("--target", "fake", "--labels", "labels.txt")
@@ -201,7 +215,12 @@ def test_broken_accuracy_gate_exits_with_3_and_leaves_nothing(export, monkeypatc
 
 @pytest.mark.parametrize(
     ("target", "package", "extra"),
-    [("ort", "onnxruntime", "ort"), ("ort", "onnx", "onnx"), ("openvino", "openvino", "openvino"), ("onnx", "onnx", "onnx")],
+    [
+        ("ort", "onnxruntime", "ort"),
+        ("ort", "onnx", "onnx"),
+        ("openvino", "openvino", "openvino"),
+        ("onnx", "onnx", "onnx"),
+    ],
 )
 def test_missing_runtime_gives_the_line_to_type(export, monkeypatch, target, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
@@ -257,7 +276,10 @@ main(sys.argv[1:])
 def test_real_ctrl_c_leaves_nothing(tmp_path, program_file):
     arguments = ("export", str(program_file), "--target", "fake", "-o", str(tmp_path / "out"))
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", SLOW_BUILD, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-P", "-c", SLOW_BUILD, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout.readline() == "building\n"

@@ -53,7 +53,18 @@ def test_every_package_imports_under_its_name():
 
 
 def test_no_file_is_named_like_a_package_it_uses():
-    taken = {"onnx", "onnxruntime", "openvino", "timm", "torch", "numpy", "rich", "safetensors", "types", "logging"}
+    taken = {
+        "onnx",
+        "onnxruntime",
+        "openvino",
+        "timm",
+        "torch",
+        "numpy",
+        "rich",
+        "safetensors",
+        "types",
+        "logging",
+    }
     assert [p for folder in CODE for p in (ROOT / folder).rglob("*.py") if p.stem in taken] == []
 
 
@@ -78,10 +89,26 @@ def tracked() -> list[Path]:
 def test_no_source_names_a_path_of_the_machine_it_was_written_on():
     # spelt in pieces, so that this file passes its own test
     places = ["/" + name + "/" for name in ("work", "tmp", "home", "root", "Users")]
-    suffixes = {".py", ".toml", ".md", ".json", ".txt", ".log", ".yml", ".yaml", ".html", ".svg", ".cfg", ".sh", ""}
+    suffixes = {
+        ".py",
+        ".toml",
+        ".md",
+        ".json",
+        ".txt",
+        ".log",
+        ".yml",
+        ".yaml",
+        ".html",
+        ".svg",
+        ".cfg",
+        ".sh",
+        "",
+    }
     found = []
     for path in tracked():
         if path.suffix in suffixes:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            found += [f"{path.relative_to(ROOT)}:{n}" for n, line in enumerate(lines, 1) if any(p in line for p in places)]
+            found += [
+                f"{path.relative_to(ROOT)}:{n}" for n, line in enumerate(lines, 1) if any(p in line for p in places)
+            ]
     assert found == []

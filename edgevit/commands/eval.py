@@ -10,7 +10,7 @@ from edgevit.commands.terminal import print_json, print_table, progress
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of eval."""
-    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="what export wrote")
     parser.add_argument(
         "--data", type=Path, required=True, metavar="DATA", help="CSV with file,label, or class folders"
     )

@@ -15,7 +15,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reduce", default="none", metavar="SPEC", help="token schedule, for example tome:r=60/40@5,9")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--int8", dest="precision", action="store_const", const="int8", help="needs --calib")
-    precision.add_argument("--fp16", dest="precision", action="store_const", const="fp16")
+    precision.add_argument("--fp16", dest="precision", action="store_const", const="fp16", help="openvino only")
     precision.add_argument("--precision", dest="precision", metavar="P", help="fp32, bf16, int8, int8+bf16, ...")
     parser.add_argument("--calib", type=Path, metavar="DATA", help="calibration images (CSV or folder)")
     parser.add_argument("--eval", type=Path, metavar="DATA", help="labelled images: accuracy beside the dense baseline")

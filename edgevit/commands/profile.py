@@ -12,7 +12,7 @@ from edgevit.errors import MeasureError
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of profile."""
-    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="what export wrote")
     parser.add_argument("--against", type=Path, metavar="BUNDLE", help="interleave with this one (A B B A)")
     parser.add_argument("--device", default="local", metavar="NAME", help="where to measure")
     parser.add_argument("--rounds", type=int, metavar="N", help="fresh processes per bundle (default 12)")

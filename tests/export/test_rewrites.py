@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from edgevit.errors import GraphError
 from edgevit.export import rewrite as runner
-from edgevit.export.rewrite import PASSES, rewrite
+from edgevit.export.rewrite import PASSES, rewrite, sweep
 from edgevit.export.trace import trace
 from edgevit.stages import InputSpec
 
@@ -30,9 +30,8 @@ def run(module, *names):
         for name in names:
             where, function = PASSES[name].split(":")
             counts.append(getattr(import_module(where), function)(module))
-            module.graph.eliminate_dead_code()
+            sweep(module)
             module.graph.lint()
-            module.recompile()
             assert float((module(IMAGES) - before).abs().max()) <= EXACT * float(before.abs().max())
     return counts
 

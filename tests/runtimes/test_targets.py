@@ -1,0 +1,98 @@
+"""Names of targets and precisions: aliases, hints, refusals."""
+
+import pytest
+
+from edgevit.errors import MissingExtra, RuntimeRefusal
+from edgevit.export.rewrite import PASSES
+from edgevit.quant.scheme import QuantScheme
+from edgevit.runtimes import ALIASES, HIDDEN, PLANNED, TARGETS, runtime
+from edgevit.tokens.lowering import LOWERINGS
+
+
+@pytest.mark.parametrize("name", [*TARGETS, *HIDDEN])
+def test_every_target_of_the_table_states_a_whole_policy(name):
+    target = runtime(name)
+    assert target.name == name
+    policy = target.policy
+    assert policy.precisions[0] == "fp32"
+    assert policy.int8 in policy.precisions
+    assert isinstance(policy.scheme, QuantScheme)
+    assert set(policy.rewrites) <= set(PASSES)
+    assert [p for p in PASSES if p in policy.rewrites] == list(policy.rewrites)  # in the table's order, which has reasons
+    assert policy.lowering in LOWERINGS
+
+
+@pytest.mark.parametrize("name", ["onnx", "ort", "openvino", "fake"])
+def test_every_precision_has_a_tolerance(name):
+    target = runtime(name)
+    for precision in target.policy.precisions:
+        try:
+            exact = target.resolve(precision)
+        except RuntimeRefusal:
+            continue  # this CPU does not compute it
+        assert exact in target.policy.tolerance
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"), [("onnxruntime", "ort"), ("ov", "openvino"), ("ORT", "ort"), ("OpenVINO", "openvino")]
+)
+def test_aliases_and_capitals_are_understood(alias, name):
+    assert runtime(alias).name == name
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        ("openvno", r"unknown target 'openvno' \(did you mean openvino\?\); targets: onnx, ort, openvino"),
+        ("onx", r"did you mean onnx\?"),
+        ("coremll", r"did you mean coreml\?"),
+        ("tensort", r"did you mean tensorrt\?"),
+        ("zzz", "unknown target 'zzz'; targets:"),
+        ("apple", "target 'apple' is two: coreml .* or coreai .*; name one"),
+    ],
+)
+def test_a_wrong_name_is_refused_with_the_nearest_one(typed, text):
+    with pytest.raises(RuntimeRefusal, match=text):
+        runtime(typed)
+
+
+@pytest.mark.parametrize("name", [*PLANNED, *(alias for alias, name in ALIASES.items() if name in PLANNED)])
+def test_a_planned_target_says_that_it_is_not_here_yet(name):
+    with pytest.raises(RuntimeRefusal, match=rf"target {ALIASES.get(name, name)} is not in this version"):
+        runtime(name)
+
+
+@pytest.mark.parametrize(("target", "package", "extra"), [
+    ("onnx", "onnx", "onnx"), ("ort", "onnxruntime", "ort"), ("openvino", "openvino", "openvino")
+])  # fmt: skip
+def test_a_missing_package_is_named_with_the_line_to_type(target, package, extra, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"this needs {package}.*pip install 'edgevit\[{extra}\]'"):
+        runtime(target).version()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_precision_this_cpu_does_not_compute_is_refused(precision, monkeypatch):
+    openvino = pytest.importorskip("openvino")
+
+    class Old:
+        def get_property(self, device, name):
+            return ["FP32", "INT8", "BIN"]
+
+    monkeypatch.setattr(openvino, "Core", Old)
+    target = runtime("openvino")
+    with pytest.raises(RuntimeRefusal, match=rf"this CPU does not compute {precision.upper()} \(it has .*FP32.*\); use fp32"):
+        target.resolve(precision)
+    assert target.resolve("fp32") == "fp32"
+    assert target.resolve("int8") == "int8+fp32"
+
+
+def test_int8_means_bf16_around_it_where_the_cpu_has_bf16(monkeypatch):
+    openvino = pytest.importorskip("openvino")
+
+    class New:
+        def get_property(self, device, name):
+            return ["FP32", "BF16", "INT8"]
+
+    monkeypatch.setattr(openvino, "Core", New)
+    assert runtime("openvino").resolve("int8") == "int8+bf16"
