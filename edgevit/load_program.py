@@ -7,18 +7,16 @@ read first, and one that holds any of these is refused unless its author is trus
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import LoadError
+from edgevit.quiet import quiet
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -43,7 +41,7 @@ def read_program(path: Path, trust_pickle: bool = False) -> ExportedProgram:
                 "torch.export.save, or pass --trust-pickle if you trust its author"
             )
     try:
-        with _quiet():
+        with quiet("torch.export"):  # it logs a traceback before it raises the same error
             return torch.export.load(path)
     except Exception as error:
         # the deserializer fails with whatever a damaged field makes it trip over; torch has no class for it
@@ -100,14 +98,3 @@ def _program_reason(value: Any) -> str | None:
     if target is not None and target != BUILTIN and not OPERATOR.fullmatch(str(target)):
         return f"calls {target}"
     return next(filter(None, map(_program_reason, value.values())), None)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Torch logs a traceback before it raises the same error."""
-    logger = logging.getLogger("torch.export")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = disabled

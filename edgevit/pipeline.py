@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -57,6 +58,9 @@ class ExportSettings:
             )
         if self.max_drop is not None and self.eval is None:
             raise EdgeVitError("--max-drop compares accuracy, so it needs --eval DATA")
+        for flag, value in (("--max-drop", self.max_drop), ("--min-speedup", self.min_speedup)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise EdgeVitError(f"{flag} {value:g} must be a number, 0 or more")
         if self.batch < 1:
             raise EdgeVitError(f"--batch {self.batch} must be 1 or more")
         if self.device != "local":

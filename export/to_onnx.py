@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 from edgevit.errors import GraphError, missing_extra
 from edgevit.export.gate import check_onnx
+from edgevit.quiet import quiet
 from edgevit.stages import Graph
 
 OPSET = 20  # ONNX Runtime 1.31 builds an invalid QuantizeLinear from int8 activations at opset >= 21
@@ -25,7 +23,7 @@ def to_onnx(graph: Graph, path: Path) -> None:
         raise missing_extra("onnx", error) from error
     import torch
 
-    with _quiet():
+    with quiet("onnxscript", "onnx_ir", "torch.onnx"), contextlib.redirect_stdout(io.StringIO()):
         written = torch.onnx.export(
             graph.program,
             (torch.zeros(graph.inputs.shape),),
@@ -48,19 +46,3 @@ def to_onnx(graph: Graph, path: Path) -> None:
     del model.metadata_props[:], model.graph.metadata_props[:]
     onnx.save(model, path)
     check_onnx(path)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Torch's exporter prints its steps and warns about itself; standard output belongs to --json."""
-    loggers = [logging.getLogger(n) for n in ("onnxscript", "onnx_ir", "torch.onnx")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 from edgevit.errors import EdgeVitError, GraphError
 from edgevit.export.gate import check_program
+from edgevit.quiet import quiet
 from edgevit.stages import Checkpoint, Graph, InputSpec
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ def trace_checkpoint(checkpoint: Checkpoint, inputs: InputSpec) -> Graph:
     node = next(n for n in checkpoint.program.graph.nodes if n.name in checkpoint.program.graph_signature.user_inputs)
     shape = tuple(node.meta["val"].shape)
     if shape != inputs.shape:
-        raise GraphError(f"{checkpoint.name} was exported for input {list(shape)}, asked for {list(inputs.shape)}")
+        raise GraphError(
+            f"{checkpoint.name} was exported for input {list(shape)}, asked for {list(inputs.shape)}; "
+            f"give --batch {shape[0]} and no other --input-size, or export the program again"
+        )
     return Graph(export_program(checkpoint.program.module(), inputs), inputs)
 
 
@@ -36,8 +39,7 @@ def export_program(module: nn.Module, inputs: InputSpec) -> ExportedProgram:
     import torch
 
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer warns about its own deprecations
+        with torch.no_grad(), quiet("torch._subclasses.fake_tensor"):  # it logs a traceback before it raises
             program = torch.export.export(Named(module), (torch.zeros(inputs.shape),))
     except EdgeVitError:
         raise

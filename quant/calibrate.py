@@ -23,10 +23,11 @@ ROWS = 1024  # rows kept per tensor, however many images there are
 class Observed:
     """What calibration saw of one tensor.
 
-    rows: `[n, C]` sample of rows (last axis; for feature maps `[B, C, H, W]`, the channel axis). low, high: over all
-    images. peak: `[C]`, largest magnitude per channel over all images.
+    axis: of the channels, by the layer that reads the tensor: 1 for a convolution, else the last. rows: `[n, C]`, a sample.
+    low, high: over all images. peak: `[C]`, largest magnitude per channel over all images.
     """
 
+    axis: int = -1
     low: float = float("inf")
     high: float = float("-inf")
     peak: torch.Tensor | None = None
@@ -39,7 +40,7 @@ class Observed:
 
     def see(self, value: torch.Tensor, take: int, generator: torch.Generator) -> None:
         """Add one batch."""
-        rows = (value.movedim(1, -1) if value.ndim == 4 else value).reshape(-1, _width(value))
+        rows = value.movedim(self.axis, -1).reshape(-1, value.shape[self.axis])
         low, high = float(rows.min()), float(rows.max())
         # NaN compares false with everything, so min() and max() would forget it
         nan = math.isnan(low) or math.isnan(self.low)
@@ -50,8 +51,8 @@ class Observed:
             self.kept.append(rows[torch.randint(0, len(rows), (take,), generator=generator)].clone())
 
 
-def _width(value: torch.Tensor) -> int:
-    return value.shape[1] if value.ndim == 4 else value.shape[-1]
+def _channel_axis(node: Node) -> int:
+    return 1 if any("conv" in str(user.target) for user in node.users) else -1
 
 
 class _Recorder(fx.Interpreter):
@@ -77,7 +78,7 @@ def observe(
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[Node, Observed]:
     """Run `count` calibration batches `[B, 3, H, W]` and return what was seen of each node's output."""
-    wanted = {node: Observed() for node in nodes}
+    wanted = {node: Observed(_channel_axis(node)) for node in nodes}
     recorder = _Recorder(module, wanted)
     with torch.no_grad():
         for index, images in enumerate(batches):

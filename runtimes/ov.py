@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,7 @@ class OpenVino:
         model.inputs[0].get_tensor().set_names({graph.inputs.name})
         model.outputs[0].get_tensor().set_names({"logits"})
         model.reshape({graph.inputs.name: list(graph.inputs.shape)})
+        _number_by_place(model)
         ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
         files = ("model.xml", "model.bin")
         options = {"config": {"INFERENCE_PRECISION_HINT": HINTS[precision], **LATENCY}}
@@ -82,6 +84,15 @@ class OpenVino:
     def open(self, engine: Engine, threads: int | None = None) -> Session:
         """Compile for this CPU."""
         return OpenVinoSession(engine, threads)
+
+
+def _number_by_place(model: Any) -> None:
+    """Unnamed nodes carry a counter of the process; numbered by place, the same program gives the same file."""
+    model.set_friendly_name("edgevit")
+    for place, node in enumerate(model.get_ordered_ops()):
+        name = re.fullmatch(r"([A-Z]\w*)_\d+", node.get_friendly_name())
+        if name:
+            node.set_friendly_name(f"{name[1]}_{place}")
 
 
 def _openvino() -> Any:

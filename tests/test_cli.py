@@ -255,9 +255,6 @@ def test_a_convnet_without_adapter_exports(cli, convnet, pictures, target, packa
     assert found["images"] == 10
 
 
-@pytest.mark.xfail(
-    strict=True, reason="quant/calibrate.py takes axis 1 of a channels-last [B, H, W, C] for its channels"
-)
 def test_a_network_with_linears_on_channels_last_maps_quantizes(cli, convnet, pictures):
     """ConvNeXt and the hybrids built like it (EdgeNeXt) apply Linear to `[B, H, W, C]`."""
     model = convnet("test_convnext", "head.fc")

@@ -147,7 +147,6 @@ def test_model_that_returns_two_tensors(refused, tmp_path):
     assert "one tensor" in refused("export", "net.pt", *arguments)
 
 
-@pytest.mark.xfail(strict=True, reason="torch logs a traceback of its own while export/trace.py traces")
 def test_model_that_cannot_be_traced_says_why(refused, tmp_path):
     torch.save(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(5, 2)), tmp_path / "net.pt")
     arguments = ("--trust-pickle", "--input-size", "32", "--target", "fake", "-o", "out")

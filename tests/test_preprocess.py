@@ -60,11 +60,12 @@ def test_mean_and_std_are_per_channel_in_rgb_order():
     np.testing.assert_allclose(got[:, 0, 0], [1.0, -1.0, 2.0], rtol=1e-6)
 
 
-def test_agrees_with_timms_evaluation_transform():
+@pytest.mark.parametrize("shape", [(75, 100), (100, 75), (90, 90)])
+def test_agrees_with_timms_evaluation_transform(shape):
     """timm rounds as torchvision does; a pixel may be one level off where the crop falls on half a pixel."""
     from timm.data import create_transform
 
-    image = gradient(75, 100)
+    image = gradient(*shape)
     theirs = create_transform((3, 32, 32), crop_pct=0.875, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
     ours = Preprocess(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
     np.testing.assert_allclose(ours.tensor(image), theirs(image).numpy(), atol=2 / 255 / 0.5)

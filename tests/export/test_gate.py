@@ -113,9 +113,7 @@ def write(path, nodes, inputs=None, outputs=None):
 
 
 def constant(onnx, name, values, dtype, shape):
-    return onnx.helper.make_node(
-        "Constant", [], [name], value=onnx.helper.make_tensor(name, dtype, shape, values)
-    )
+    return onnx.helper.make_node("Constant", [], [name], value=onnx.helper.make_tensor(name, dtype, shape, values))
 
 
 def body(onnx, *extra):
@@ -129,7 +127,10 @@ def body(onnx, *extra):
             helper.make_tensor_value_info("go", types.BOOL, []),
             helper.make_tensor_value_info("value", types.FLOAT, [2, 3]),
         ],
-        [helper.make_tensor_value_info("on", types.BOOL, []), helper.make_tensor_value_info("out", types.FLOAT, [2, 3])],
+        [
+            helper.make_tensor_value_info("on", types.BOOL, []),
+            helper.make_tensor_value_info("out", types.FLOAT, [2, 3]),
+        ],
     )
 
 
@@ -164,7 +165,10 @@ def test_a_forbidden_operator_inside_a_nested_graph_is_found(tmp_path, monkeypat
 
     def nodes(onnx):
         deep = onnx.helper.make_node("NonZero", ["value"], ["where"], "deep")
-        return [*GRAPHS["Loop"](onnx)[:2], onnx.helper.make_node("Loop", ["trips", "go_in", "x"], ["y"], body=body(onnx, deep))]
+        return [
+            *GRAPHS["Loop"](onnx)[:2],
+            onnx.helper.make_node("Loop", ["trips", "go_in", "x"], ["y"], body=body(onnx, deep)),
+        ]
 
     with pytest.raises(GraphError, match="NonZero deep"):
         check_onnx(write(tmp_path / "bad.onnx", nodes))

@@ -107,7 +107,11 @@ def test_integer_types_and_scales(quantized, activations):
         assert activations == "uint8" or zero_point == 0
     constants = {**graph.program.state_dict, **graph.program.constants}
     signature = graph.program.graph_signature
-    names = {**signature.inputs_to_buffers, **signature.inputs_to_parameters, **signature.inputs_to_lifted_tensor_constants}
+    names = {
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
     for node in nodes(graph, CHANNELS):
         values, scale, zero = (constants[names[a.name]] for a in node.args[:3])
         assert values.dtype == torch.int8

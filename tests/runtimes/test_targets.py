@@ -18,7 +18,9 @@ def test_every_target_of_the_table_states_a_whole_policy(name):
     assert policy.int8 in policy.precisions
     assert isinstance(policy.scheme, QuantScheme)
     assert set(policy.rewrites) <= set(PASSES)
-    assert [p for p in PASSES if p in policy.rewrites] == list(policy.rewrites)  # in the table's order, which has reasons
+    assert [p for p in PASSES if p in policy.rewrites] == list(
+        policy.rewrites
+    )  # in the table's order, which has reasons
     assert policy.lowering in LOWERINGS
 
 
@@ -81,7 +83,9 @@ def test_a_precision_this_cpu_does_not_compute_is_refused(precision, monkeypatch
 
     monkeypatch.setattr(openvino, "Core", Old)
     target = runtime("openvino")
-    with pytest.raises(RuntimeRefusal, match=rf"this CPU does not compute {precision.upper()} \(it has .*FP32.*\); use fp32"):
+    with pytest.raises(
+        RuntimeRefusal, match=rf"this CPU does not compute {precision.upper()} \(it has .*FP32.*\); use fp32"
+    ):
         target.resolve(precision)
     assert target.resolve("fp32") == "fp32"
     assert target.resolve("int8") == "int8+fp32"
