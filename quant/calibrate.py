@@ -23,8 +23,8 @@ ROWS = 1024  # rows kept per tensor, however many images there are
 class Observed:
     """What calibration saw of one tensor.
 
-    axis: of the channels, by the layer that reads the tensor: 1 for a convolution, else the last. rows: `[n, C]`, a sample.
-    low, high: over all images. peak: `[C]`, largest magnitude per channel over all images.
+    axis: of the channels, by the layer that reads the tensor: 1 for a convolution, else the last.
+    rows: `[n, C]`, a sample. low, high: over all images. peak: `[C]`, largest magnitude per channel, over all images.
     """
 
     axis: int = -1

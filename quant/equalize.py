@@ -21,8 +21,8 @@ ALPHAS = (None, 0.3, 0.5, 0.65, 0.8, 0.95)
 class Choice:
     """The quantizer of one Linear input: `scale` `[C]` divides it (None: nothing).
 
-    error: relative, in output power. shift: per Linear that reads it, the mean output error `[out]` on the sample, which
-    bias correction removes.
+    error: relative, in output power. shift: per Linear that reads it, the mean output error `[out]` on the sample,
+    which bias correction removes.
     """
 
     alpha: float | None
