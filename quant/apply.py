@@ -176,5 +176,5 @@ def _kept(module: GraphModule) -> list[Refusal]:
 def _operator(node: Node) -> str:
     """The bare name of an operator: `aten.add_.Tensor` → `add`."""
     if isinstance(node.target, torch._ops.OpOverload):
-        return node.target.overloadpacket.__name__.rstrip("_")
+        return str(node.target.overloadpacket.__name__).rstrip("_")
     return str(getattr(node.target, "__name__", node.target))
