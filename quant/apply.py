@@ -63,11 +63,16 @@ def find(module: GraphModule) -> tuple[dict[Node, list[Node]], tuple[Refusal, ..
     """Quantizable layers grouped by the tensor they read, and the ones that are not, with the reason."""
     groups: dict[Node, list[Node]] = {}
     refused = []
+    variable: set[Node] = set()  # what depends on the images
     for node in module.graph.nodes:
+        if node.op == "placeholder" or not variable.isdisjoint(node.all_input_nodes):
+            variable.add(node)
         if node.target is not LINEAR and node.target not in CONVS:
             continue
         if attribute(module, node.args[1]) is None:
             refused.append(Refusal(layer_name(node), "its weight is computed, not a constant"))
+        elif node.args[0] not in variable:
+            refused.append(Refusal(layer_name(node), "it reads a constant, so engines compute it once, when they load"))
         else:
             groups.setdefault(node.args[0], []).append(node)
     return groups, tuple(refused)

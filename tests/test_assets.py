@@ -68,7 +68,7 @@ def top1(session, checkpoint, data):
     return 100 * right / len(data)
 
 
-@pytest.mark.parametrize("schedule", ["none", "tome:r=8"])
+@pytest.mark.parametrize("schedule", ["none", pytest.param("tome:r=8", marks=pytest.mark.slow)])
 def test_the_first_images_are_classified_as_eager_does(session, checkpoint, photographs, schedule):
     opened, module = session(schedule)
     differences, agree = [], 0

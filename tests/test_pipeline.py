@@ -56,9 +56,23 @@ def photographs(tmp_path_factory):
     return folder / "data.csv"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("target", ["ort", "openvino"])
-@pytest.mark.parametrize("name", MODELS)
+QUICK = [
+    ("test_convnext", "ort", "fp32"),
+    ("test_convnext", "ort", "int8"),
+    ("test_convnext", "openvino", "int8"),
+    ("edgenext_xx_small", "ort", "fp32"),
+    ("edgenext_xx_small", "openvino", "int8"),  # also holds a convolution that reads a constant
+]
+THOROUGH = [
+    ("test_convnext", "openvino", "fp32"),
+    ("edgenext_xx_small", "ort", "int8"),
+    ("edgenext_xx_small", "openvino", "fp32"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "precision"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in THOROUGH)]
+)
 def test_a_model_without_adapter_exports_dense_and_int8(model_file, photographs, tmp_path, name, target, precision):
     pytest.importorskip("onnxruntime" if target == "ort" else "openvino")
     calib = photographs if precision == "int8" else None
@@ -92,6 +106,7 @@ def test_reducing_a_model_without_adapter_is_refused_with_the_known_families(mod
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_int8_counts_the_same_macs_as_fp32(model_file, photographs, tmp_path):
     counts = []
     for precision, calib in [("fp32", None), ("int8", photographs)]:

@@ -95,11 +95,18 @@ def test_unread_tokens_of_the_last_block_are_dropped(traced):
     assert run(pooled, "split_qkv", "drop_unread_tokens")[-1] == 0
 
 
-@pytest.mark.parametrize("schedule", ["none", "tome:r=3", "evit:keep=0.5@1,2"])
-@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"global_pool": "avg", "class_token": False}], ids=str)
+@pytest.mark.parametrize(
+    ("schedule", "options"),
+    [
+        ("none", {}),
+        ("tome:r=3", {}),
+        ("evit:keep=0.5@1,2", {}),
+        ("tome:r=3", {"qk_norm": True}),
+        ("tome:r=3", {"global_pool": "avg", "class_token": False}),
+    ],
+    ids=str,
+)
 def test_all_passes_together_keep_the_function(traced, schedule, options):
-    if schedule.startswith("evit") and options.get("global_pool"):
-        pytest.skip("evit needs a class token")
     module = traced(schedule, **options).program.module()
     with torch.no_grad():
         before = module(IMAGES)

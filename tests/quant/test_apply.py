@@ -222,6 +222,18 @@ def test_a_weight_that_is_computed_is_listed_and_stays_float():
     assert len(nodes(graph, CHANNELS)) == 1
 
 
+def test_a_layer_that_reads_a_constant_is_listed_and_stays_float():
+    class Positions(OneLinear):  # as EdgeNeXt's position encoding does
+        def forward(self, images):
+            rows = images.flatten(2).transpose(1, 2)
+            return self.linear(rows) + self.linear(torch.linspace(-1, 1, 48).reshape(1, 16, 3))
+
+    batches = [np.random.default_rng(0).standard_normal(SMALL.shape).astype(np.float32)]
+    graph = quantize(trace(Positions().eval(), SMALL), QuantScheme(), (), batches, 1)
+    assert [r.layer for r in graph.kept_float if "reads a constant" in r.reason] == ["linear"]
+    assert len(nodes(graph, CHANNELS)) == 1
+
+
 def test_an_operator_nobody_thought_of_is_still_listed():
     class Odd(OneLinear):
         def forward(self, images):

@@ -73,6 +73,21 @@ def test_a_feature_map_is_sampled_by_its_channels():
     assert {tuple(r) for r in seen.rows.tolist()} <= {(i, i + 4, i + 8) for i in range(4)}
 
 
+def test_channels_of_what_a_linear_reads_are_last_even_in_four_dimensions():
+    class ChannelsLast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 5)
+
+        def forward(self, images):
+            return self.linear(images.permute(0, 2, 3, 1))
+
+    module = trace(ChannelsLast().eval(), InputSpec(1, 2, 4)).program.module()
+    node = next(n for n in module.graph.nodes if n.target is torch.ops.aten.linear.default).args[0]
+    seen = observe(module, [node], [np.arange(24, dtype=np.float32).reshape(1, 3, 2, 4)], 1)[node]
+    assert seen.peak.tolist() == [7, 15, 23]
+
+
 def test_no_images_is_an_error(program):
     module, node = program
     with pytest.raises(QuantError, match="calibration saw no image"):
