@@ -21,7 +21,7 @@ from edgevit.tokens.macs import blocks_macs
 from edgevit.tokens.schedule import TokenSchedule, count_tokens
 
 if TYPE_CHECKING:
-    from edgevit.tokens.method import Plan
+    from edgevit.tokens.protocol import Plan
 
 
 @dataclass(frozen=True)

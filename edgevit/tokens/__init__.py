@@ -1,6 +1,6 @@
 """Token reduction as pure functions on tensors: no nn.Module, no model names.
 
-METHODS is the whole list. A method is one file with one class (protocol: `edgevit.tokens.method.Method`), one line
+METHODS is the whole list. A method is one file with one class (protocol: `edgevit.tokens.protocol.Method`), one line
 here, one test.
 """
 
@@ -11,7 +11,7 @@ from edgevit.errors import ScheduleError
 from edgevit.names import did_you_mean
 
 if TYPE_CHECKING:
-    from edgevit.tokens.method import Method
+    from edgevit.tokens.protocol import Method
 
 METHODS = {
     "tome": "edgevit.tokens.tome:ToMe",
