@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 SCHEDULE = "tome:r=50/30@3,6"  # few and late merges, found by trying on the calibration scenes
 TARGET = "openvino"  # one runtime for all rows, so that the differences are the methods'
-ROUNDS = 8
+ROUNDS = 6
 PICTURES = 4
 
 
