@@ -143,7 +143,8 @@ def _build(
     progress("reduce and trace", 0, 0)
     reduced, graph = _trace(checkpoint, schedule, target, inputs)
     if precision.startswith("int8"):
-        graph = _quantize(graph, target, checkpoint, settings, progress)
+        assert data is not None  # ExportSettings refuses int8 without --calib, and then data is that
+        graph = _quantize(graph, target, checkpoint, data, progress)
     refusals = target.refuses(graph)
     if refusals:
         first = refusals[0]
@@ -194,19 +195,15 @@ def _trace(
     return reduced, trace(reduced.module, inputs)
 
 
-def _quantize(
-    graph: Graph, target: Runtime, checkpoint: Checkpoint, settings: ExportSettings, progress: Progress
-) -> Graph:
+def _quantize(graph: Graph, target: Runtime, checkpoint: Checkpoint, data: Dataset, progress: Progress) -> Graph:
     from edgevit.quant.apply import quantize
 
-    assert settings.calib is not None  # ExportSettings refuses int8 without it
-    data = read_dataset(settings.calib)
-    batches = -(-len(data) // settings.batch)
+    batches = -(-len(data) // graph.inputs.batch)
     return quantize(
         graph,
         target.policy.scheme,
         target.policy.rewrites,
-        data.tensors(checkpoint.preprocess, settings.batch),
+        data.tensors(checkpoint.preprocess, graph.inputs.batch),
         batches,
         lambda done: progress("calibrate", done, batches),
     )

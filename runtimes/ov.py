@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import RuntimeRefusal, missing_extra
 from edgevit.quant.scheme import QuantScheme
+from edgevit.quiet import quiet
 from edgevit.runtimes.base import Policy, Session
 from edgevit.stages import Engine, Graph, QuantizedGraph, Refusal
 
@@ -66,8 +66,7 @@ class OpenVino:
         ov = _openvino()
         extensions = _extensions() if isinstance(graph, QuantizedGraph) else None
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the converter warns about its own use of torch
+            with quiet():  # the converter warns about its own use of torch
                 model = ov.convert_model(graph.program, extension=extensions)
         except ov._pyopenvino.OpConversionFailure as error:
             text = " ".join(str(error).split())
