@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import ScheduleError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image, ImageDraw
 
+    from edgevit.preprocess import Preprocess
     from edgevit.reduce import ReducedVit
 
     Array = np.ndarray[Any, np.dtype[Any]]
@@ -114,6 +116,19 @@ def legend(history: TokenHistory) -> str:
         parts.append("dark patches are fused into one token per reducing block")
     text = "; ".join([*parts, "all others stand alone"])
     return text[0].upper() + text[1:] + "."
+
+
+def draw_file(
+    file: Path, preprocess: Preprocess, module: ReducedVit, grid: tuple[int, int]
+) -> tuple[Image.Image, TokenHistory]:
+    """The row of panels of one image file, as the model sees it, and what happened to its tokens."""
+    import torch
+
+    from edgevit.data import open_image
+
+    image = open_image(file)
+    history = token_history(module, torch.from_numpy(preprocess.tensor(image)).unsqueeze(0))
+    return draw(preprocess.fit(image), history, grid), history
 
 
 def contact(rows: Sequence[Image.Image]) -> Image.Image:

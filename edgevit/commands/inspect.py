@@ -114,19 +114,12 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _draw(arguments: argparse.Namespace, checkpoint: Any, vit: Any, reduced: Any) -> Path:
     """tokens.png: one row of panels per image."""
-    import torch
-
-    from edgevit.data import open_image
-    from edgevit.picture import contact, draw, token_history
+    from edgevit.picture import contact, draw_file
     from edgevit.reduce import ReducedVit
 
     if not isinstance(reduced.module, ReducedVit):
         raise DataError("--image draws kept and merged tokens, and this schedule reduces none; pass --reduce SPEC")
-    rows = []
-    for file in arguments.image:
-        image = open_image(file)
-        tensor = torch.from_numpy(checkpoint.preprocess.tensor(image)).unsqueeze(0)
-        rows.append(draw(checkpoint.preprocess.fit(image), token_history(reduced.module, tensor), vit.grid))
+    rows = [draw_file(file, checkpoint.preprocess, reduced.module, vit.grid)[0] for file in arguments.image]
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = Path(arguments.out) / "tokens.png"
     part = path.with_name(".tokens.png.part")

@@ -151,12 +151,9 @@ def measure(bundles: Sequence[Bundle], data: Dataset, progress: Progress) -> tup
 
 def _pictures(data: Dataset) -> list[tuple[str, Image.Image]]:
     """Kept and merged tokens of a few images, one picture for each of the methods."""
-    import torch
-
     from edgevit.adapters import adapt
-    from edgevit.data import open_image
     from edgevit.load import load
-    from edgevit.picture import contact, draw, legend, token_history
+    from edgevit.picture import contact, draw_file, legend
     from edgevit.reduce import ReducedVit, reduce
     from edgevit.tokens.schedule import parse_schedule
 
@@ -169,10 +166,8 @@ def _pictures(data: Dataset) -> list[tuple[str, Image.Image]]:
         assert isinstance(module, ReducedVit)
         strips, caption = [], spec
         for file in data.files:
-            image = open_image(file)
-            tensor = torch.from_numpy(checkpoint.preprocess.tensor(image)).unsqueeze(0)
-            history = token_history(module, tensor)
-            strips.append(draw(checkpoint.preprocess.fit(image), history, vit.grid))
+            strip, history = draw_file(file, checkpoint.preprocess, module, vit.grid)
+            strips.append(strip)
             caption = f"{spec}. {legend(history)}"
         pictures.append((caption, contact(strips)))
     return pictures
