@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from edgevit.preprocess import Preprocess
+    from edgevit.tokens.protocol import Tokens
     from edgevit.tokens.schedule import TokenSchedule
 
 
@@ -57,59 +58,111 @@ class Checkpoint:
 
 
 class Tap(NamedTuple):
-    """What a block's attention saw, for the reduction step behind it.
+    """What a block's attention reads, before the product: for the attention itself and for the reduction behind it.
 
-    q, k, v: `[B, H, N, d]`, after any q/k normalization. scale: the factor on q·kᵀ.
-    log_size: `[B, N]`, the proportional-attention bias that was added to the logits, or None.
+    q, k: `[B, H, N, d]`, after any q/k normalization and rotation. v: `[B, H, N, dv]`. scale: the factor on q·kᵀ.
+    log_size: `[B, N]`, the proportional-attention bias on the logits, or None.
+    bias: any other bias on the logits (relative positions, window masks), broadcastable to `[B, H, N, N]`, or None.
+    gate: what `finish` needs again, or None.
+    probabilities: `[B, H, N, N]` behind the softmax, where a method asked for them, else None.
     """
 
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
     scale: float
-    log_size: torch.Tensor | None
+    log_size: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    gate: torch.Tensor | None = None
+    probabilities: torch.Tensor | None = None
 
 
 class BlockView(Protocol):
-    """One transformer block, cut open after its attention residual."""
+    """One transformer block in four parts, so that a reduction can stand between any two (base: `adapters.block`)."""
 
     macs_per_token: tuple[int, int]
     """Multiply-accumulates of (attention projections, feed-forward) for one token."""
     attention_width: int
-    """H * d, the width of the attention product."""
+    """Mean of H * d over keys and values: the two attention products cost 2 * width * N**2."""
 
-    def attend(self, x: torch.Tensor, log_size: torch.Tensor | None) -> tuple[torch.Tensor, Tap]:
-        """`[B, N, C]` → the stream after the attention residual `[B, N, C]`, and the tap."""
+    def project(self, x: torch.Tensor, tokens: Tokens) -> Tap:
+        """`[B, N, C]` → queries, keys, values; `tokens` says where each token stands, for positions inside."""
+
+    def attend(self, tap: Tap, explicit: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The attention product `[B, H, N, dv]`; with `explicit` the probabilities `[B, H, N, N]` too."""
+
+    def finish(self, x: torch.Tensor, attended: torch.Tensor, tap: Tap) -> torch.Tensor:
+        """Output projection and residual: `[B, N, C]`, `[B, H, N, dv]` → `[B, N, C]`."""
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, N', C]` → `[B, N', C]`, the block's second half, residual included."""
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Blocks that one set of tokens runs through. A plain ViT is one stage; Swin has one per block.
+
+    enter: what came before → tokens `[B * groups, prefix + h * w, C]`, prefix tokens first.
+    leave: tokens → what comes next. restores: `leave` needs every token back (windows, maps, pooling).
+    groups: sets of tokens per image that are reduced alike (windows, patches of a map).
+    """
+
+    blocks: Sequence[BlockView]
+    prefix: int
+    grid: tuple[int, int]
+    groups: int = 1
+    restores: bool = False
+    enter: Callable[[torch.Tensor], torch.Tensor] | None = None  # None: the tokens as they come
+    leave: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one group, prefix included."""
+        return self.prefix + self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
 class VitModel:
     """A Vision Transformer taken apart by an adapter; the original module is not touched.
 
-    stem: images `[B, 3, H, W]` → tokens `[B, P + N, C]`, the P prefix tokens first.
+    stem: images `[B, 3, H, W]` → what the first stage enters (tokens `[B, P + N, C]`, the P prefix tokens first).
     head: (tokens `[B, M, C]`, sizes `[B, M]` or None) → what the model returns.
-    pooling: "token" when the head reads prefix tokens alone, else how it pools patches.
+    pooling: "token" when the head reads prefix tokens alone, "none" when it returns tokens or a map, else how it pools
+    patches. positional: blocks read positions (rotary, relative bias), so positions travel with the tokens.
+    trained: modules that a trained method brought with its checkpoint, by the method's schedule name.
     Must hold: with no reduction the outputs equal the original's to 1e-5 (the adapter proves it).
     """
 
     module: nn.Module
     family: str
     stem: nn.Module
-    blocks: Sequence[BlockView]
+    stages: tuple[Stage, ...]
     head: nn.Module
-    prefix_tokens: int
     class_token: bool
-    grid: tuple[int, int]
     image_size: tuple[int, int]
     pooling: str
+    positional: bool = False
+    trained: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> tuple[BlockView, ...]:
+        """All blocks whose tokens can be reduced, in order; schedules count them from 1."""
+        return tuple(block for stage in self.stages for block in stage.blocks)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Class, distillation and register tokens in front of the first stage's patches."""
+        return self.stages[0].prefix
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (down, across) of the first stage, of one group."""
+        return self.stages[0].grid
 
     @property
     def tokens(self) -> int:
-        """Tokens that enter the first block, prefix included."""
-        return self.prefix_tokens + self.grid[0] * self.grid[1]
+        """Tokens that enter the first block, prefix included, of one group."""
+        return self.stages[0].tokens
 
 
 @dataclass(frozen=True)

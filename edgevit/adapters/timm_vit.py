@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from edgevit.adapters.block import Block, heads_first, heads_last, linear_macs
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
 from edgevit.errors import UnsupportedModel
-from edgevit.names import listed
-from edgevit.stages import Tap, VitModel
+from edgevit.stages import Stage, Tap, VitModel
 
 if TYPE_CHECKING:
+    from edgevit.tokens.protocol import Tokens
     from timm.models.vision_transformer import VisionTransformer
 
 MODEL_CHILDREN = {
@@ -44,11 +46,9 @@ def adapt(module: nn.Module) -> VitModel | None:
         module=module,
         family="timm VisionTransformer",
         stem=TimmStem(module),
-        blocks=blocks,
+        stages=(Stage(blocks, module.num_prefix_tokens, (height, width), restores=module.global_pool == ""),),
         head=TimmHead(module),
-        prefix_tokens=module.num_prefix_tokens,
         class_token=module.cls_token is not None,
-        grid=(height, width),
         image_size=tuple(module.patch_embed.img_size),
         pooling=module.global_pool or "none",
     )
@@ -57,17 +57,13 @@ def adapt(module: nn.Module) -> VitModel | None:
 def _check_model(model: VisionTransformer) -> None:
     from timm.layers.attention import Attention
     from timm.models.deit import VisionTransformerDistilled
-    from timm.models.vision_transformer import Block, VisionTransformer
+    from timm.models.vision_transformer import Block as TimmOwn
+    from timm.models.vision_transformer import VisionTransformer
 
     name = type(model).__name__
-    known = (VisionTransformer, VisionTransformerDistilled)
-    for method in MODEL_METHODS:
-        found = getattr(type(model), method)
-        if method in vars(model) or all(found is not getattr(cls, method) for cls in known):
-            raise UnsupportedModel(f"{name}.{method} is not timm's own; this adapter does not know what it does")
-    _check_children(name, model, MODEL_CHILDREN)
-    if model.training:
-        raise UnsupportedModel(f"{name} is in training mode; call .eval() first")
+    check_methods(model, MODEL_METHODS, VisionTransformer, VisionTransformerDistilled)
+    check_children(name, model, MODEL_CHILDREN)
+    check_eval(model)
     if not isinstance(model.patch_drop, nn.Identity):
         raise UnsupportedModel(f"{name}.patch_drop drops random patches; build the model with patch_drop_rate=0")
     if model.global_pool not in POOLINGS:
@@ -79,30 +75,10 @@ def _check_model(model: VisionTransformer) -> None:
         raise UnsupportedModel(f"{name} has dynamic_img_size=True; build it with a fixed img_size")
     for index, block in enumerate(model.blocks):
         where = f"blocks.{index}"
-        _check_type(where, block, Block)
-        _check_children(where, block, BLOCK_CHILDREN)
-        _check_type(f"{where}.attn", block.attn, Attention)
-        _check_children(f"{where}.attn", block.attn, ATTENTION_CHILDREN)
-
-
-def _check_type(where: str, module: nn.Module, expected: type) -> None:
-    """Exactly the type whose forward the adapter reproduces, not a subclass, not a patched instance."""
-    if type(module) is not expected or "forward" in vars(module):
-        given = type(module).__name__ + (" with a patched forward" if "forward" in vars(module) else "")
-        raise UnsupportedModel(f"{where} is {given}; this adapter runs {expected.__module__}.{expected.__name__}")
-
-
-def _check_children(where: str, module: nn.Module, known: set[str]) -> None:
-    unknown = sorted({name for name, _ in module.named_children()} - known)
-    if unknown:
-        raise UnsupportedModel(
-            f"{where} has {listed(unknown)}, which this adapter does not run; it knows {', '.join(sorted(known))}"
-        )
-
-
-def _linear_macs(module: Any) -> int:
-    """Multiply-accumulates of one token through every Linear below a module."""
-    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+        check_type(where, block, TimmOwn)
+        check_children(where, block, BLOCK_CHILDREN)
+        check_type(f"{where}.attn", block.attn, Attention)
+        check_children(f"{where}.attn", block.attn, ATTENTION_CHILDREN)
 
 
 class TimmStem(nn.Module):
@@ -119,35 +95,50 @@ class TimmStem(nn.Module):
         return out
 
 
-class TimmBlock(nn.Module):
-    """One `Block`, cut open after the attention residual."""
+class TimmBlock(Block):
+    """timm's `Block`, in parts."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block: Any = block
         attention: Any = block.attn
         self.attention_width: int = attention.num_heads * attention.head_dim
-        self.macs_per_token = (_linear_macs(attention), _linear_macs(block.mlp))
+        self.macs_per_token = (linear_macs(attention), linear_macs(block.mlp))
 
-    def attend(self, x: torch.Tensor, log_size: torch.Tensor | None) -> tuple[torch.Tensor, Tap]:
-        """`[B, N, C]` → `[B, N, C]` and the tap. A module call: a trace then knows whose operators these are."""
-        out: tuple[torch.Tensor, Tap] = self(x, log_size)
-        return out
-
-    def forward(self, x: torch.Tensor, log_size: torch.Tensor | None) -> tuple[torch.Tensor, Tap]:
-        """The attention half. The log-size bias rides as the mask, so fused kernels stay usable."""
+    def project(self, x: torch.Tensor, tokens: Tokens) -> Tap:
+        """Positions are in the stream already."""
         block, attention = self.block, self.block.attn
         batch, count, _ = x.shape
         normed = block.norm1(x)
         qkv = attention.qkv(normed).reshape(batch, count, 3, attention.num_heads, attention.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = attention.q_norm(q), attention.k_norm(k)
-        mask = None if log_size is None else log_size[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scale)
-        out = attention.norm(out.transpose(1, 2).reshape(batch, count, self.attention_width))
-        if attention.gate is not None:
-            out = out * attention.gate(normed).sigmoid()
-        return x + block.ls1(attention.proj(out)), Tap(q, k, v, attention.scale, log_size)
+        gate = None if attention.gate is None else attention.gate(normed).sigmoid()
+        return Tap(attention.q_norm(q), attention.k_norm(k), v, attention.scale, gate=gate)
+
+    def query_keys(self, x: torch.Tensor) -> Tap:
+        """Queries and keys alone; `v` is a stand-in without columns."""
+        attention, width = self.block.attn, self.attention_width
+        q, k = self._part(x, 0, 2 * width).split(width, dim=-1)
+        q, k = (heads_first(part, attention.num_heads) for part in (q, k))
+        return Tap(attention.q_norm(q), attention.k_norm(k), q[..., :0], attention.scale)
+
+    def values(self, x: torch.Tensor) -> torch.Tensor:
+        """Values alone: `[B, N, C]` → `[B, H, N, d]`."""
+        return heads_first(self._part(x, 2 * self.attention_width, None), self.block.attn.num_heads)
+
+    def _part(self, x: torch.Tensor, first: int, last: int | None) -> torch.Tensor:
+        qkv = self.block.attn.qkv
+        bias = None if qkv.bias is None else qkv.bias[first:last]
+        return F.linear(self.block.norm1(x), qkv.weight[first:last], bias)
+
+    def finish(self, x: torch.Tensor, attended: torch.Tensor, tap: Tap) -> torch.Tensor:
+        """Norm (where there is one), gate, projection, layer scale, residual."""
+        block, attention = self.block, self.block.attn
+        out = attention.norm(heads_last(attended))
+        if tap.gate is not None:
+            out = out * tap.gate
+        result: torch.Tensor = x + block.ls1(attention.proj(out))
+        return result
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, N', C]` → `[B, N', C]`."""

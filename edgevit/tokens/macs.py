@@ -8,18 +8,31 @@ convention.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from edgevit.stages import BlockView
 
+if TYPE_CHECKING:
+    from edgevit.tokens.protocol import Placement
 
-def block_macs(block: BlockView, tokens_in: int, tokens_out: int) -> int:
-    """One block of one image."""
+
+def block_macs(block: BlockView, tokens_in: int, tokens_out: int, placement: Placement = "mid") -> int:
+    """One block of one image (of one group).
+
+    "early": half of the projections and the first product see N, the other half and the second product N'.
+    "post": the whole block sees N.
+    """
     attention, feed_forward = block.macs_per_token
-    return attention * tokens_in + 2 * block.attention_width * tokens_in**2 + feed_forward * tokens_out
+    width = block.attention_width
+    if placement == "early":
+        attended = attention * (tokens_in + tokens_out) // 2 + width * (tokens_in**2 + tokens_out**2)
+        return attended + feed_forward * tokens_out
+    behind = tokens_in if placement == "post" else tokens_out
+    return attention * tokens_in + 2 * width * tokens_in**2 + feed_forward * behind
 
 
 def blocks_macs(blocks: Sequence[BlockView], tokens: int, after: Sequence[int]) -> int:
-    """All blocks: `tokens` enter the first, `after[i]` leave block i."""
+    """All blocks of one stage: `tokens` enter the first, `after[i]` leave block i."""
     total = 0
     for block, out in zip(blocks, after, strict=True):
         total += block_macs(block, tokens, out)

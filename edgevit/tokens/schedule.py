@@ -6,6 +6,7 @@ SPEC := none | METHOD:key=value[,key=value...][@BLOCKS] | FILE.json
     tome:r=60/40@5,9            amounts paired with blocks
     evit:keep=0.7@4,7,10
     tome:flops=0.65@5,9         the least reduction of the method's grid with reduced MACs <= 0.65 x dense
+    tome:r=60,until=10@3        every token comes back behind block 10 (merge, run, unmerge)
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import ScheduleError
 from edgevit.names import did_you_mean
-from edgevit.stages import BlockView
+from edgevit.stages import Stage
 from edgevit.tokens import method
-from edgevit.tokens.macs import blocks_macs
+from edgevit.tokens.macs import block_macs
+
+if TYPE_CHECKING:
+    from edgevit.tokens.protocol import Method
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,11 @@ class TokenSchedule:
     def none(cls) -> TokenSchedule:
         """No reduction: the identity setting."""
         return cls()
+
+    @property
+    def until(self) -> int | None:
+        """The block behind which all tokens come back, if the schedule names one."""
+        return int(self.options["until"]) if "until" in self.options else None
 
     @property
     def is_none(self) -> bool:
@@ -171,13 +180,9 @@ def _checked(schedule: TokenSchedule) -> TokenSchedule:
     if not schedule.amounts:
         raise ScheduleError(f"the schedule gives {schedule.method} no amount; write for example {schedule.key}=...")
     for name, value in schedule.options.items():
-        if name not in cls.options:
-            hint = did_you_mean(name, [*known, *cls.options])
-            raise ScheduleError(
-                f"{schedule.method} has no key {name!r}{hint}; it has {', '.join([*known, *cls.options])}"
-            )
-        if value not in cls.options[name]:
-            raise ScheduleError(f"{name}={value}: {schedule.method} takes {' or '.join(cls.options[name])}")
+        wrong = _option_wrong(cls, name, value)
+        if wrong:
+            raise ScheduleError(wrong)
     for amount in schedule.amounts:
         if not math.isfinite(amount):
             raise ScheduleError(f"{schedule}: {amount} is not a number that {schedule.key}= can take")
@@ -195,72 +200,102 @@ def _checked(schedule: TokenSchedule) -> TokenSchedule:
     return schedule
 
 
+def _option_wrong(cls: type[Method], name: str, value: str) -> str | None:
+    if name == "until":
+        return None if value.isdecimal() and int(value) > 0 else f"until={value} must be the number of a block, from 1"
+    if name not in cls.options:
+        every = [*cls.keys, "flops", *cls.options, "until"]
+        return f"{cls.name} has no key {name!r}{did_you_mean(name, every)}; it has {', '.join(every)}"
+    if cls.options[name] and value not in cls.options[name]:
+        return f"{name}={value}: {cls.name} takes {' or '.join(cls.options[name])}"
+    return None if cls.options[name] else cls.check_option(name, value)
+
+
 def _flops_wrong(value: float) -> str | None:
     return None if 0 < value <= 1 else f"flops={value:g} is a share of the dense MACs, above 0 and at most 1"
 
 
 @dataclass(frozen=True)
 class Counts:
-    """A schedule on a model: its exact form, tokens behind each block, and what had to give."""
+    """A schedule on a model: its exact form, tokens of one group before and behind each block, what had to give.
+
+    macs: reduced multiply-accumulates of one image, `fixed_macs` included.
+    """
 
     schedule: TokenSchedule
+    before: tuple[int, ...]
     after: tuple[int, ...]
+    macs: int
     notes: tuple[str, ...]
 
 
-def count_tokens(
-    schedule: TokenSchedule, blocks: Sequence[BlockView], tokens: int, prefix: int, fixed_macs: int
-) -> Counts:
-    """Resolve a schedule on a model of `len(blocks)` blocks that `tokens` tokens enter, `prefix` of them protected.
+def count_tokens(schedule: TokenSchedule, stages: Sequence[Stage], fixed_macs: int) -> Counts:
+    """Resolve a schedule on a model's stages. Raises ScheduleError where it does not fit.
 
-    fixed_macs: patch embedding and head, needed for `flops=`. Raises ScheduleError where it does not fit.
+    fixed_macs: everything but the stages' blocks; needed for `flops=`.
     """
-    depth = len(blocks)
+    depth = sum(len(stage.blocks) for stage in stages)
     if schedule.is_none:
-        return Counts(schedule, (tokens,) * depth, ())
+        return _walk(schedule, stages, {}, fixed_macs)
     cls = method(schedule.method)
-    beyond = [b for b in schedule.blocks if b > depth]
+    beyond = [b for b in (*schedule.blocks, schedule.until or 1) if b > depth]
     if beyond:
         raise ScheduleError(f"{schedule}: the model has {depth} blocks, so there is no block {beyond[0]}")
     if schedule.key == "flops":
-        return _solve(schedule, blocks, tokens, prefix, fixed_macs)
-    where = schedule.blocks or cls.default_blocks(depth)
+        return _solve(schedule, stages, fixed_macs)
+    where = schedule.blocks or ((depth,) if cls.selector else cls.default_blocks(schedule.until or depth))
     amounts = schedule.amounts * len(where) if len(schedule.amounts) == 1 else schedule.amounts
-    per_block = dict(zip(where, amounts, strict=True))
-    after, notes, now = [], [], tokens
-    for block in range(1, depth + 1):
-        if block in per_block:
-            new = cls.tokens_after(now, prefix, schedule.key, per_block[block])
-            if schedule.key == "r" and now - new < per_block[block]:
-                notes.append(
-                    f"block {block}: r={per_block[block]:g} is more than half of its {now - prefix} patches; "
-                    f"{now - new} merge"
-                )
-            now = new
-        after.append(now)
-    return Counts(schedule, tuple(after), tuple(notes))
+    return _walk(schedule, stages, dict(zip(where, amounts, strict=True)), fixed_macs)
 
 
-def _solve(schedule: TokenSchedule, blocks: Sequence[BlockView], tokens: int, prefix: int, fixed_macs: int) -> Counts:
+def _walk(
+    schedule: TokenSchedule, stages: Sequence[Stage], amounts: Mapping[int, float], fixed_macs: int
+) -> Counts:
+    """Count block by block; each stage begins with all of its tokens, and `until` brings them back."""
+    cls = None if schedule.is_none else method(schedule.method)
+    before: list[int] = []
+    after: list[int] = []
+    notes: list[str] = []
+    macs = fixed_macs
+    for stage in stages:
+        now = stage.tokens
+        for block in stage.blocks:
+            number = len(after) + 1
+            new = now
+            if cls and number in amounts:
+                new = cls.tokens_after(now, stage.prefix, schedule.key, amounts[number])
+                if schedule.key == "r" and now - new < amounts[number]:
+                    notes.append(
+                        f"block {number}: r={amounts[number]:g} is more than can go of its {now - stage.prefix} "
+                        f"patches; {now - new} go"
+                    )
+            selected = cls is not None and cls.selector
+            macs += stage.groups * block_macs(block, now, now if selected else new, cls.placement if cls else "mid")
+            before.append(now)
+            after.append(new)
+            now = stage.tokens if number == schedule.until else new
+    return Counts(schedule, tuple(before), tuple(after), macs, tuple(notes))
+
+
+def _solve(schedule: TokenSchedule, stages: Sequence[Stage], fixed_macs: int) -> Counts:
     """The least reduction on the method's grid whose MACs keep the budget; MACs fall along the grid."""
     cls = method(schedule.method)
-    budget = schedule.amounts[0] * (fixed_macs + blocks_macs(blocks, tokens, (tokens,) * len(blocks)))
-    key, grid = cls.budget_grid(tokens)
+    budget = schedule.amounts[0] * count_tokens(TokenSchedule.none(), stages, fixed_macs).macs
+    key, grid = cls.budget_grid(max(stage.tokens for stage in stages))
 
-    def at(index: int) -> tuple[Counts, int]:
+    def at(index: int) -> Counts:
         exact = TokenSchedule(schedule.method, key, (grid[index],), schedule.blocks, schedule.options)
-        counts = count_tokens(exact, blocks, tokens, prefix, fixed_macs)
-        return counts, fixed_macs + blocks_macs(blocks, tokens, counts.after)
+        return count_tokens(exact, stages, fixed_macs)
 
     low, high = 0, len(grid) - 1
-    most, least_macs = at(high)
-    if least_macs > budget:
-        share = math.ceil(least_macs / budget * schedule.amounts[0] * 1000) / 1000  # upwards: it can be typed
+    most = at(high)
+    if most.macs > budget:
+        share = math.ceil(most.macs / budget * schedule.amounts[0] * 1000) / 1000  # upwards: it can be typed
         raise ScheduleError(f"{schedule}: the most this schedule can cut is flops={share:g} (at {most.schedule})")
     while low < high:
         middle = (low + high) // 2
-        if at(middle)[1] <= budget:
+        if at(middle).macs <= budget:
             high = middle
         else:
             low = middle + 1
-    return at(low)[0]
+    return at(low)

@@ -55,7 +55,7 @@ def test_a_patched_forward_on_an_instance(vit, where, get):
 def test_a_patched_method_of_the_model(vit, method):
     model = vit()
     setattr(model, method, getattr(model, method))
-    assert f"VisionTransformer.{method} is not timm's own" in refusal(model)
+    assert f"VisionTransformer.{method} is not the library's own" in refusal(model)
 
 
 def test_an_unknown_child_of_a_block(vit):
@@ -78,7 +78,7 @@ def test_a_subclass_that_overrides_forward_features(vit):
         def forward_features(self, x, attn_mask=None):
             return super().forward_features(x)
 
-    assert "Mine.forward_features is not timm's own" in refusal(vit(cls=Mine))
+    assert "Mine.forward_features is not the library's own" in refusal(vit(cls=Mine))
 
 
 def test_a_subclass_that_overrides_nothing_is_taken(vit):

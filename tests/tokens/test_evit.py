@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from edgevit.stages import Tap
-from edgevit.tokens.evit import EViT, class_attention
+from edgevit.tokens.evit import EViT
+from edgevit.tokens.protocol import Site
+from edgevit.tokens.scores import class_attention
 
 HEADS, WIDTH, CHANNELS, SCALE = 2, 4, 6, 0.5
 SUM_ROUNDING = {"rtol": 1e-5, "atol": 1e-6}  # float32 sums of at most 15 terms, in another order
@@ -19,7 +21,7 @@ def drawn(batch, count, seed=0):
 
 
 def plan(tap, prefix, keep, lowering="gather"):
-    return EViT.plan(tap, None, prefix, prefix + keep + 1, {}, lowering)
+    return EViT.plan(Site(tap, tap.k[:, 0], None, prefix, prefix + keep + 1, lowering=lowering))
 
 
 def reference(q, k, x, prefix, keep, log_size=None):

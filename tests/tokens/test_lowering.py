@@ -7,6 +7,7 @@ from torch import nn
 from edgevit.export.gate import FORBIDDEN_ATEN, check_program
 from edgevit.stages import Tap
 from edgevit.tokens import METHODS, method
+from edgevit.tokens.protocol import Site
 from edgevit.tokens.lowering import LOWERINGS, ascending, one_hot, take_rows
 
 
@@ -22,7 +23,8 @@ class Steps(nn.Module):
         for out in (10, 7):
             heads = x.unflatten(2, (2, -1)).transpose(1, 2)
             tap = Tap(heads, heads, heads, 0.5, None if size is None else size.log())
-            x, size = self.method.plan(tap, size, self.prefix, out, {}, self.lowering).apply(x, size)
+            site = Site(tap, x, size, self.prefix, out, lowering=self.lowering)
+            x, size = self.method.plan(site).apply(x, size)
         return x
 
 

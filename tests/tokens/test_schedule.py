@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from edgevit.errors import ScheduleError
+from edgevit.stages import Stage
 from edgevit.tokens import METHODS, method
 from edgevit.tokens.macs import blocks_macs
 from edgevit.tokens.schedule import TokenSchedule, count_tokens, parse_schedule
@@ -15,8 +16,12 @@ BLOCKS = (BLOCK,) * 12
 TOKENS, PREFIX, FIXED = 65, 1, 1_000_000
 
 
+def stages(blocks=BLOCKS, tokens=TOKENS, prefix=PREFIX):
+    return (Stage(blocks, prefix, (1, tokens - prefix)),)
+
+
 def count(spec, blocks=BLOCKS, tokens=TOKENS, prefix=PREFIX):
-    return count_tokens(parse_schedule(spec), blocks, tokens, prefix, FIXED)
+    return count_tokens(parse_schedule(spec), stages(blocks, tokens, prefix), FIXED)
 
 
 SPECS = [
@@ -166,7 +171,7 @@ def by_hand(name, share, where, tokens, prefix):
     key, grid = method(name).budget_grid(tokens)
     for amount in grid:
         schedule = TokenSchedule(name, key, (amount,), where)
-        counts = count_tokens(schedule, BLOCKS, tokens, prefix, FIXED)
+        counts = count_tokens(schedule, stages(BLOCKS, tokens, prefix), FIXED)
         if macs(counts, tokens=tokens) <= share * dense:
             return counts
     return None
@@ -181,9 +186,9 @@ def test_flops_finds_the_least_reduction_within_the_budget(name, share, where, t
     expected = by_hand(name, share, where, tokens, prefix)
     if expected is None:
         with pytest.raises(ScheduleError, match="the most this schedule can cut is flops="):
-            count_tokens(asked, BLOCKS, tokens, prefix, FIXED)
+            count_tokens(asked, stages(BLOCKS, tokens, prefix), FIXED)
         return
-    got = count_tokens(asked, BLOCKS, tokens, prefix, FIXED)
+    got = count_tokens(asked, stages(BLOCKS, tokens, prefix), FIXED)
     assert got == expected
     assert got.schedule.key != "flops"
     assert got.schedule.blocks == where
@@ -193,9 +198,9 @@ def test_flops_finds_the_least_reduction_within_the_budget(name, share, where, t
 def test_flops_keeps_a_budget_that_a_grid_point_meets_exactly(name):
     key, grid = method(name).budget_grid(TOKENS)
     dense = FIXED + blocks_macs(BLOCKS, TOKENS, (TOKENS,) * 12)
-    exact = count_tokens(TokenSchedule(name, key, (grid[3],)), BLOCKS, TOKENS, PREFIX, FIXED)
+    exact = count_tokens(TokenSchedule(name, key, (grid[3],)), stages(), FIXED)
     share = macs(exact) / dense
-    got = count_tokens(TokenSchedule(name, "flops", (share,)), BLOCKS, TOKENS, PREFIX, FIXED)
+    got = count_tokens(TokenSchedule(name, "flops", (share,)), stages(), FIXED)
     assert macs(got) <= share * dense
     assert got.after == exact.after
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from edgevit.stages import Tap
+from edgevit.tokens.protocol import Site
 from edgevit.tokens.tome import ToMe
 
 HEADS, WIDTH, CHANNELS = 2, 4, 6
@@ -26,7 +27,8 @@ def drawn(batch, count, seed=0):
 
 
 def plan(keys, prefix, r, size=None, lowering="gather"):
-    return ToMe.plan(tap_of(keys), size, prefix, keys.shape[2] - r, {}, lowering)
+    site = Site(tap_of(keys), keys[:, 0], size, prefix, keys.shape[2] - r, lowering=lowering)
+    return ToMe.plan(site)
 
 
 def reference(keys, x, sizes, prefix, r):

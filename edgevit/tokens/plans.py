@@ -1,0 +1,97 @@
+"""Plans that several methods share: what to do with the tokens once it is decided. All trace to static operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from edgevit.tokens.lowering import Lowering, one_hot, put, take, take_rows
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Output token j is input token `order[:, j]`, joined by the tokens of `merged` whose `target` is j.
+
+    order: `[B, N']` int64. merged: `[B, R]` int64, `target`: `[B, R]` int64 slots. count: N. Tokens in neither are
+    pruned.
+    """
+
+    order: torch.Tensor
+    merged: torch.Tensor
+    target: torch.Tensor
+    count: int
+    lowering: Lowering
+
+    def source(self) -> torch.Tensor:
+        """A group stands where its own token stood."""
+        return self.order
+
+    def slots(self) -> torch.Tensor:
+        """`[B, N]`; pruned tokens say 0."""
+        index = torch.cat([self.order, self.merged], dim=1)
+        own = torch.arange(self.order.shape[1]).expand(self.order.shape[0], -1)
+        return put(index, torch.cat([own, self.target], dim=1), self.count)
+
+    def dropped(self) -> torch.Tensor:
+        """Tokens in no group."""
+        index = torch.cat([self.order, self.merged], dim=1)
+        return put(index, torch.ones(index.shape), self.count) == 0
+
+    def restore(self, y: torch.Tensor) -> torch.Tensor | None:
+        """Every token takes its group's row."""
+        return None
+
+    def sums(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of `values` `[B, R]` of the merged tokens, per slot: `[B, N']`."""
+        spread = one_hot(self.target, self.order.shape[1], values.dtype)  # [B, R, N']
+        return (values.unsqueeze(1) @ spread).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Merge(Grouping):
+    """Each group becomes the weighted mean of its tokens; sizes add up.
+
+    weight: `[B, N]`, or None for the sizes. gain: `[B, R]`, a factor on the size a merged token brings, or None for 1.
+    """
+
+    weight: torch.Tensor | None = None
+    gain: torch.Tensor | None = None
+
+    def apply(self, x: torch.Tensor, size: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """y_j = x_j + Σ_i (w_i / Σ w) (x_i − x_j): the groups' own rows are copied, only what joins is computed."""
+        sizes = x.new_ones(x.shape[:2]) if size is None else size
+        weights = sizes if self.weight is None else self.weight.to(x.dtype)
+        rows = take_rows(x, self.order, self.lowering)
+        sources = take_rows(x, self.merged, self.lowering)
+        joining = take(weights, self.merged, self.lowering)
+        total = take(weights, self.order, self.lowering) + self.sums(joining)
+        share = joining / take(total, self.target, self.lowering)  # [B, R]
+        spread = one_hot(self.target, self.order.shape[1], x.dtype).transpose(1, 2)  # [B, N', R]
+        difference = (sources - take_rows(rows, self.target, self.lowering)) * share.unsqueeze(-1)
+        brought = take(sizes, self.merged, self.lowering)
+        if self.gain is not None:
+            brought = brought * self.gain.to(x.dtype)
+        return rows + spread @ difference, take(sizes, self.order, self.lowering) + self.sums(brought)
+
+
+@dataclass(frozen=True)
+class Prune(Grouping):
+    """Keep the rows of `order`, forget the others. `merged` and `target` are empty."""
+
+    def apply(self, x: torch.Tensor, size: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One gather."""
+        rows = take_rows(x, self.order, self.lowering)
+        return rows, None if size is None else take(size, self.order, self.lowering)
+
+
+def prune(order: torch.Tensor, count: int, lowering: Lowering) -> Prune:
+    """Keep the tokens `order` `[B, N']` of `count`."""
+    nothing = order.new_zeros((order.shape[0], 0))
+    return Prune(order, nothing, nothing, count, lowering)
+
+
+def with_prefix(prefix: int, patches: torch.Tensor) -> torch.Tensor:
+    """Put the prefix tokens in front of patch indices: `[B, K]`, counted from 0 behind the prefix → `[B, P + K]`."""
+    first = torch.arange(prefix, device=patches.device).expand(patches.shape[0], -1)
+    return torch.cat([first, patches + prefix], dim=1)
