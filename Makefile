@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A checkout must be installed to be imported; SAFEPATH keeps the folder names export, quant, ... from shadowing it.
 export PYTHONSAFEPATH := 1
 
-.PHONY: install demo test test-slow lint types clean
+.PHONY: install demo test test-slow support lint types clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -22,6 +22,9 @@ test: install ## the default suite, minutes
 
 test-slow: install ## what takes longer
 	$(BIN)/pytest -m slow
+
+support: install ## docs/support.md: every method on every family, exported and verified
+	$(BIN)/python tests/support.py
 
 lint: install
 	$(BIN)/ruff check .

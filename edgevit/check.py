@@ -53,8 +53,8 @@ def check_engine(
     session = target.open(engine)
     batch = engine.inputs.batch
     expected, got = [], []
-    for image in images:
-        stack = np.repeat(image[None], batch, axis=0)
+    for first in range(len(images)):
+        stack = np.stack([images[(first + i) % len(images)] for i in range(batch)])
         with torch.no_grad():
             output = reference(torch.from_numpy(stack))
         if not isinstance(output, torch.Tensor):

@@ -1,4 +1,4 @@
-"""MODEL → Checkpoint: files, timm names, and the embedded demo.
+"""MODEL → Checkpoint: files, names of timm, transformers and torchvision, and the embedded demo.
 
 Every loaded weight is checked: keys complete, shapes equal, values finite. Nothing is unpickled unless asked for.
 """
@@ -18,6 +18,7 @@ from edgevit.load_timm import check_timm, classifier, create_timm, first_line, t
 from edgevit.names import listed
 from edgevit.preprocess import Preprocess
 from edgevit.stages import Checkpoint
+from edgevit.trained import TRAINED
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,7 @@ OBJECTS = (
     "Trying to",
 )  # how torch words a pickled object
 NOT_SCRIPT = "save the model's state dict, or a program with torch.export.save"
-LATER = {".onnx": "a foreign ONNX file", "hf:": "a Hugging Face model", "torchvision:": "a torchvision model"}
+LATER = {".onnx": "a foreign ONNX file"}
 
 
 def load(
@@ -42,26 +43,40 @@ def load(
     input_size: tuple[int, int] | None = None,
     trust_pickle: bool = False,
 ) -> Checkpoint:
-    """Load MODEL: a file (.safetensors, .pt, .pth, .pt2), `timm:NAME`, or `demo`.
+    """Load MODEL: a file (.safetensors, .pt, .pth, .pt2), `timm:NAME`, `hf:FOLDER`, `torchvision:NAME`, or `demo`.
 
-    arch: `timm:NAME` of a bare state dict. input_size: (height, width) other than the architecture's own.
+    arch: `timm:NAME`, `torchvision:NAME` or a trained architecture (`edgevit.load_trained`) of a bare state dict.
+    input_size: (height, width) other than its own.
     Raises LoadError, MissingExtra.
     """
+    own = None if preprocess is None else _read_preprocess(preprocess)
     if model == "demo":
         checkpoint = _load_demo()
+    elif model.startswith("hf:"):
+        from edgevit.load_hf import load_hf
+
+        checkpoint = load_hf(model, input_size, own)
+    elif model.startswith("torchvision:"):
+        from edgevit.load_torchvision import load_torchvision
+
+        checkpoint = load_torchvision(model, input_size)
     elif model.startswith("timm:"):
         checkpoint = _load_timm(model, input_size)
     else:
         checkpoint = _load_file(Path(model), arch, input_size, trust_pickle)
-    if preprocess is not None:
-        try:
-            text = preprocess.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise LoadError(f"cannot read --preprocess {preprocess}: {first_line(error)}") from error
-        checkpoint = replace(checkpoint, preprocess=Preprocess.from_json(text, str(preprocess)))
+    if own is not None:
+        checkpoint = replace(checkpoint, preprocess=own)
     if input_size is not None and input_size != checkpoint.preprocess.size:
         checkpoint = replace(checkpoint, preprocess=replace(checkpoint.preprocess, size=input_size))
     return checkpoint
+
+
+def _read_preprocess(path: Path) -> Preprocess:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadError(f"cannot read --preprocess {path}: {first_line(error)}") from error
+    return Preprocess.from_json(text, str(path))
 
 
 def sha256_file(path: Path) -> str:
@@ -87,10 +102,10 @@ def _load_timm(name: str, input_size: tuple[int, int] | None) -> Checkpoint:
 
 def _load_file(path: Path, arch: str | None, input_size: tuple[int, int] | None, trust_pickle: bool) -> Checkpoint:
     if not path.exists():
-        later = next((what for mark, what in LATER.items() if str(path).startswith(mark)), None)
-        if later:
-            raise LoadError(f"{path}: {later} is not read by this version; give a file, timm:NAME or demo")
-        raise LoadError(f"{path} does not exist; MODEL is a file ({', '.join(SUFFIXES)}), timm:NAME or demo")
+        raise LoadError(
+            f"{path} does not exist; MODEL is a file ({', '.join(SUFFIXES)}), timm:NAME, hf:FOLDER, torchvision:NAME "
+            "or demo"
+        )
     if path.is_dir():
         raise LoadError(f"{path} is a folder; MODEL is one file ({', '.join(SUFFIXES)})")
     suffix = path.suffix.lower()
@@ -181,11 +196,19 @@ def _from_state(
         raise LoadError(f"{path} is not a state dict ({why}); save model.state_dict()")
     arch = arch or metadata.get("arch")
     if arch is None:
-        raise LoadError(f"{path} does not name its architecture; pass --arch timm:NAME")
+        raise LoadError(f"{path} does not name its architecture; pass --arch timm:NAME or torchvision:NAME")
     if arch == "demo":
         from edgevit.demo.model import PREPROCESS, build
 
         module, default = build(), Preprocess.from_dict(PREPROCESS)
+    elif arch.startswith("torchvision:"):
+        from edgevit.load_torchvision import build_torchvision
+
+        module, default, state = build_torchvision(arch, state, input_size)
+    elif arch.partition(":")[0] in TRAINED:
+        from edgevit.load_trained import build_trained
+
+        module, default, state = build_trained(arch, state, metadata, path, input_size)
     else:
         check_timm(arch)
         classes = _classes(path, metadata, state, arch)
@@ -211,7 +234,7 @@ def _classes(path: Path, metadata: Mapping[str, str], state: Mapping[str, torch.
     return None
 
 
-def fill(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, arch: str, fit_positions: bool) -> None:
+def fill(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path | str, arch: str, fit_positions: bool) -> None:
     """Load strictly; name what is missing, unexpected, misshapen or not finite."""
     check_finite(str(path), state)
     if fit_positions and hasattr(module, "patch_embed"):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def check_timm(arch: str) -> str:
     """The timm name in `timm:NAME`. Raises LoadError, MissingExtra."""
     if not arch.startswith("timm:"):
-        raise LoadError(f"architecture {arch!r} is not understood; write timm:NAME")
+        raise LoadError(f"architecture {arch!r} is not understood; write timm:NAME or torchvision:NAME")
     name = arch.removeprefix("timm:")
     try:
         import timm
@@ -48,6 +48,9 @@ def create_timm(arch: str, num_classes: int | None, input_size: tuple[int, int] 
         if not pretrained or "hub" not in type(error).__module__ + str(error).lower():
             raise
         raise _hub_error(arch, error) from error
+    config = getattr(module, "pretrained_cfg", None)
+    if input_size is not None and config:  # a convolutional network keeps no other record of its size
+        module.pretrained_cfg = {**config, "input_size": (3, *input_size)}  # type: ignore[assignment]
     return module.eval()
 
 
@@ -78,8 +81,8 @@ def timm_preprocess(module: nn.Module) -> Preprocess:
         resize="squash" if config.get("crop_mode") == "squash" else "shortest",
         crop_pct=float(config.get("crop_pct", 0.875)),
         interpolation=str(config.get("interpolation", "bicubic")),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
+        mean=tuple(config.get("mean", Preprocess.mean)),
+        std=tuple(config.get("std", Preprocess.std)),
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgevit.bundle import SCHEMA
+from edgevit.bundle import SCHEMA, write_json
 from edgevit.errors import EdgeVitError
 from edgevit.load import sha256_file
 from edgevit.tokens.schedule import TokenSchedule
@@ -18,15 +19,21 @@ if TYPE_CHECKING:
     from edgevit.stages import Checkpoint, Engine, Graph, ReducedModel
 
 
-def copy_labels(source: Path | None, folder: Path, graph: Graph) -> str | None:
-    """Copy the labels file, one name a line, as many as the model has classes."""
-    if source is None:
-        return None
-    try:
-        names = source.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgeVitError(f"cannot read --labels {source}: {error}") from error
+SCHEDULE = "schedule.json"
+
+
+def copy_labels(source: Path | None, own: Sequence[str] | None, folder: Path, graph: Graph) -> str | None:
+    """Write labels.txt, one name a line, as many as the model has classes: the user's file, else the model's `own`."""
     classes = output_shape(graph)[-1]
+    if source is None:
+        if own is None or len(own) != classes:
+            return None
+        names = list(own)
+    else:
+        try:
+            names = source.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise EdgeVitError(f"cannot read --labels {source}: {error}") from error
     if len(names) != classes:
         raise EdgeVitError(f"--labels {source} has {len(names)} lines; the model has {classes} classes")
     (folder / "labels.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
@@ -54,6 +61,9 @@ def make_manifest(
     dense = reduced.dense_macs if reduced else dense_macs(graph.program.module(), engine.inputs.shape)
     schedule = reduced.schedule if reduced else TokenSchedule.none()
     names = [*engine.files, *([labels] if labels else [])]
+    if not schedule.is_none:  # what --reduce takes again, for another target or a later version of the weights
+        write_json(engine.folder / SCHEDULE, schedule.to_dict())
+        names.append(SCHEDULE)
     return {
         "schema": SCHEMA,
         "edgevit": __version__,

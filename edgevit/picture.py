@@ -65,7 +65,7 @@ class TokenHistory:
 def token_history(model: ReducedVit, images: torch.Tensor) -> TokenHistory:
     """Follow every patch of one image `[1, 3, H, W]` through the model's reducing blocks.
 
-    Raises ScheduleError when no block reduces.
+    Raises ScheduleError when no block reduces, or where tokens are reduced in windows or in several stages.
     """
     import torch
 
@@ -73,6 +73,11 @@ def token_history(model: ReducedVit, images: torch.Tensor) -> TokenHistory:
         raise ValueError(f"token_history follows one image, got images of shape {list(images.shape)}")
     if not any(model.steps):
         raise ScheduleError("no block of this model reduces its tokens, so there is nothing to draw; give --reduce")
+    if len(model.stages) > 1 or model.stages[0].groups > 1:
+        raise ScheduleError(
+            "a picture follows each patch through one set of tokens, and this model reduces windows or stages whose "
+            "tokens come back; leave the picture out"
+        )
     with torch.no_grad():
         plans = model.run(images)[1]
     stages: list[Stage] = []

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from edgevit.bundle import MANIFEST, REPORT, SCHEMA, Bundle, staged, write_json
 from edgevit.data import Dataset, read_dataset
-from edgevit.errors import EdgeVitError, GateFailed, GraphError, QuantError, RuntimeRefusal
+from edgevit.errors import EdgeVitError, GateFailed, GraphError, QuantError, RuntimeRefusal, ScheduleError
 from edgevit.load import load
 from edgevit.manifest import copy_labels, make_manifest
 from edgevit.runtimes import runtime
 from edgevit.tokens.schedule import TokenSchedule, parse_schedule
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgevit.runtimes.base import Runtime
     from edgevit.stages import Checkpoint, Graph, InputSpec, ReducedModel
 
@@ -99,6 +101,10 @@ def export(settings: ExportSettings, progress: Progress = silent) -> Exported:
     target.version()
     precision = _precision(target, settings.precision)
     schedule = parse_schedule(settings.reduce)
+    if schedule.is_auto and settings.calib is None:
+        raise ScheduleError(
+            f"{schedule} is searched on calibration images: pass --calib DATA (100 or more; labels are not read)"
+        )
     calib = read_dataset(settings.calib) if settings.calib else None
     evaluation = read_dataset(settings.eval) if settings.eval else None
     with staged(settings.out, settings.force) as folder:
@@ -140,6 +146,9 @@ def _build(
     from edgevit.stages import InputSpec
 
     inputs = InputSpec(settings.batch, *checkpoint.preprocess.size)
+    if schedule.is_auto:
+        assert data is not None  # export() refuses auto without --calib, and then data is that
+        schedule = _search(checkpoint, schedule, data, progress)
     progress("reduce and trace", 0, 0)
     reduced, graph = _trace(checkpoint, schedule, target, inputs)
     if precision.startswith("int8"):
@@ -155,11 +164,40 @@ def _build(
     images, source = check_images(checkpoint.preprocess, data)
     reference = reduced.module if reduced else checkpoint.callable()
     check = check_engine(engine, target, reference, images, source, bool(reduced) and not schedule.is_none)
-    labels = copy_labels(settings.labels, folder, graph)
+    labels = copy_labels(settings.labels, checkpoint.labels, folder, graph)
     manifest = make_manifest(checkpoint, target, engine, graph, reduced, check, labels)
     write_json(folder / MANIFEST, manifest)
     write_json(folder / REPORT, {"schema": SCHEMA, "evaluations": [], "profiles": []})
     return Bundle.load(folder), reduced.notes if reduced else ()
+
+
+def _search(checkpoint: Checkpoint, schedule: TokenSchedule, data: Dataset, progress: Progress) -> TokenSchedule:
+    """`METHOD:auto` → the schedule whose outputs stay nearest to the dense model's on the calibration images."""
+    from itertools import islice
+
+    import numpy as np
+    import torch
+
+    from edgevit.adapters import adapt
+    from edgevit.search import BATCH, MOST_IMAGES, search
+
+    vit = adapt(_eager(checkpoint))
+    read = islice(data.tensors(checkpoint.preprocess, BATCH), MOST_IMAGES // BATCH)
+    images = torch.from_numpy(np.concatenate(list(read)))[: len(data)]  # the last batch was padded
+    return search(vit, schedule, images.split(BATCH), lambda done, total: progress("search schedule", done, total)).schedule
+
+
+def _eager(checkpoint: Checkpoint) -> nn.Module:
+    """The module, which reduction takes apart. Raises UnsupportedModel for an exported program."""
+    if checkpoint.module is not None:
+        return checkpoint.module
+    from edgevit.adapters import ADAPTERS
+    from edgevit.errors import UnsupportedModel
+
+    raise UnsupportedModel(
+        f"{checkpoint.name} is an exported program, whose blocks cannot be taken apart; reduce the eager model "
+        f"(families with an adapter: {'; '.join(ADAPTERS)}), or drop --reduce"
+    )
 
 
 def _trace(
@@ -171,14 +209,9 @@ def _trace(
     from edgevit.export.trace import trace, trace_checkpoint
     from edgevit.reduce import reduce
 
+    if not schedule.is_none:
+        _eager(checkpoint)
     if checkpoint.module is None:
-        if not schedule.is_none:
-            from edgevit.adapters import ADAPTERS
-
-            raise UnsupportedModel(
-                f"{checkpoint.name} is an exported program, whose blocks cannot be taken apart; reduce the eager model "
-                f"(families with an adapter: {'; '.join(ADAPTERS)}), or drop --reduce"
-            )
         return None, trace_checkpoint(checkpoint, inputs)
     try:
         vit = adapt(checkpoint.module)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    Resize = Literal["squash", "shortest"]
+    Resize = Literal["squash", "shortest", "squash_crop"]
 
-RESIZES = ("squash", "shortest")
+RESIZES = ("squash", "shortest", "squash_crop")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
@@ -27,7 +27,7 @@ class Preprocess:
     """How an image becomes the input tensor.
 
     `squash` resizes to exactly size = (H, W). `shortest` resizes the short side to size / crop_pct and crops the
-    centre. Then RGB in [0, 1], minus `mean`, divided by `std`, per channel.
+    centre. `squash_crop` resizes to exactly size / crop_pct and crops the centre. Then RGB in [0, 1], minus `mean`, divided by `std`, per channel.
     """
 
     size: tuple[int, int]
@@ -98,7 +98,9 @@ class Preprocess:
             return image.resize((width, height), filter_)
         # Rounding as torchvision and timm do it: a pixel more or less moves the crop.
         tall, wide = math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
-        if tall * image.width >= wide * image.height:  # the height decides, the width overhangs
+        if self.resize == "squash_crop":
+            pass
+        elif tall * image.width >= wide * image.height:  # the height decides, the width overhangs
             wide = tall * image.width // image.height
         else:
             tall = wide * image.height // image.width
@@ -115,3 +117,17 @@ class Preprocess:
             raise DataError(f"image has shape {pixels.shape}, expected height x width x 3")
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
+
+
+def crop_share(crop: int, full: int) -> float:
+    """The crop_pct with which `fit` resizes to `full` pixels and crops `crop` of them.
+
+    >>> crop_share(224, 256)
+    0.875
+    >>> [full for full in range(7, 600) if math.floor(7 / crop_share(7, full)) != full]
+    []
+    """
+    share = crop / full
+    while math.floor(crop / share) < full:
+        share = math.nextafter(share, 0)
+    return share

@@ -14,14 +14,15 @@ import torch
 from torch import nn
 
 from edgevit.errors import ScheduleError
+from edgevit.narrow import NarrowAttention
 from edgevit.stages import ReducedModel, Stage, Tap, VitModel
 from edgevit.tokens import method
 from edgevit.tokens.lowering import Lowering, take, take_rows
 from edgevit.tokens.protocol import Site, Tokens
-from edgevit.tokens.schedule import Counts, TokenSchedule, count_tokens
+from edgevit.tokens.schedule import Counts, TokenSchedule, count_tokens, scheduled_blocks
 
 if TYPE_CHECKING:
-    from edgevit.tokens.protocol import Method, MixingPlan, Plan, Selector
+    from edgevit.tokens.protocol import Method, MixingPlan, Plan
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Reducer(nn.Module):
     def __init__(self, step: Step) -> None:
         super().__init__()
         self.step = step
+        self.trained = step.trained  # its parameters become part of the module tree
 
     def forward(self, tap: Tap, x: torch.Tensor, tokens: Tokens) -> tuple[torch.Tensor, Tokens, Plan]:
         """Decide on `x` `[B, N, C]` and apply."""
@@ -93,7 +95,8 @@ class ReducedBlock(nn.Module):
     def __init__(self, block: nn.Module, step: Step | None, proportional: bool) -> None:
         super().__init__()
         self.block: Any = block
-        self.reducer = Reducer(step) if step else None
+        self.narrow = NarrowAttention(step) if step and step.schedule.attention_only else None
+        self.reducer = Reducer(step) if step and not self.narrow else None
         self.proportional = proportional
 
     def forward(
@@ -101,18 +104,24 @@ class ReducedBlock(nn.Module):
     ) -> tuple[torch.Tensor, Tokens, Plan | None, Tap]:
         """The stream, what travels with it, the plan, and the tap. show: put the probabilities into the tap."""
         block, plan = self.block, None
-        if self.reducer and self.reducer.step.method.placement == "early":
+        placement = self.reducer.step.method.placement if self.reducer else None
+        if placement == "early":
             return self._early(x, tokens)
+        if self.reducer and placement == "front":
+            head = x.unsqueeze(1)
+            x, tokens, plan = self.reducer(Tap(head, head, head, 1.0), x, tokens)
         tap = self._sized(block.project(x, tokens), tokens)
+        if self.narrow:
+            x = block.finish(x, self.narrow(block, tap, x, tokens), tap)
+            return block.feed_forward(x), tokens, None, tap
         explicit = show or (self.reducer is not None and self.reducer.step.method.probabilities)
         attended, probabilities = block.attend(tap, explicit)
         tap = tap._replace(probabilities=probabilities)
         x = block.finish(x, attended, tap)
-        late = self.reducer is not None and self.reducer.step.method.placement == "post"
-        if self.reducer and not late:
+        if self.reducer and placement == "mid":
             x, tokens, plan = self.reducer(tap, x, tokens)
         x = block.feed_forward(x)
-        if self.reducer and late:
+        if self.reducer and placement == "post":
             x, tokens, plan = self.reducer(tap, x, tokens)
         return x, tokens, plan, tap
 
@@ -120,11 +129,12 @@ class ReducedBlock(nn.Module):
         """Queries and keys see all tokens; values, output and feed-forward the reduced ones (MCTF, section 3.4)."""
         block = self.block
         assert self.reducer is not None
-        tap = self._sized(block.query_keys(x), tokens)
+        tap = self._sized(block.query_keys(x, tokens), tokens)
         probabilities = block.attend(tap, True)[1]
         tap = tap._replace(probabilities=probabilities)
         x, tokens, plan = self.reducer(tap, x, tokens)
-        attended = cast("MixingPlan", plan).mix(probabilities) @ block.values(x)
+        mixed = cast("MixingPlan", plan).mix(probabilities)
+        attended = block.weigh(mixed, self._sized(tap._replace(log_size=None), tokens).log_size) @ block.values(x)
         return block.feed_forward(block.finish(x, attended, tap)), tokens, plan, tap
 
     def _sized(self, tap: Tap, tokens: Tokens) -> Tap:
@@ -140,7 +150,6 @@ class ReducedVit(nn.Module):
         self,
         vit: VitModel,
         steps: Mapping[int, Step] | None = None,
-        selection: Step | None = None,
         until: int | None = None,
     ) -> None:
         super().__init__()
@@ -157,7 +166,7 @@ class ReducedVit(nn.Module):
         self.between = nn.ModuleList(
             m for stage in vit.stages for m in (stage.enter, stage.leave) if isinstance(m, nn.Module)
         )
-        self.selection, self.until = selection, until
+        self.until = until
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """`[B, 3, H, W]` → what the model returns."""
@@ -167,50 +176,27 @@ class ReducedVit(nn.Module):
         """The outputs, and the decision made behind each block (for pictures and statistics)."""
         x, tokens = self.stem(images), Tokens()
         plans: list[Plan | None] = []
-        taps: dict[int, Tap] = {}
         for stage in self.stages:
+            entered = x
             if stage.enter:
                 x = stage.enter(x)
             tokens, pending = Tokens(), 0
             for _ in stage.blocks:
                 number = len(plans) + 1
-                shown = number in self._read
-                x, tokens, plan, tap = self.blocks[number - 1](x, tokens, shown and self._explicit)
+                x, tokens, plan, _ = self.blocks[number - 1](x, tokens)
                 plans.append(plan)
                 pending += 1
-                if shown:
-                    taps[number] = tap
                 if number == self.until:
                     x, tokens, pending = restore(x, plans[len(plans) - pending :], self._lowering), Tokens(), 0
             if stage.restores:
                 x, tokens = restore(x, plans[len(plans) - pending :], self._lowering), Tokens()
             if stage.leave:
-                x = stage.leave(x)
-        if self.selection:
-            x = self._select(x, taps)
+                x = stage.leave(x, entered) if stage.shortcut else stage.leave(x)
         return self.head(x, tokens.size), plans
 
     @property
     def _lowering(self) -> Lowering:
         return next((step.lowering for step in self.steps if step), "gather")
-
-    @property
-    def _read(self) -> tuple[int, ...]:
-        if self.selection is None:
-            return ()
-        return cast("type[Selector]", self.selection.method).reads(len(self.steps), self.selection.schedule.options)
-
-    @property
-    def _explicit(self) -> bool:
-        return self.selection is not None and self.selection.method.probabilities
-
-    def _select(self, x: torch.Tensor, taps: Mapping[int, Tap]) -> torch.Tensor:
-        """Output tokens `[B, N, C]` → the chosen `[B, K, C]`."""
-        assert self.selection is not None
-        selector = cast("type[Selector]", self.selection.method)
-        ordered = [taps[number] for number in self._read]
-        index = selector.choose(ordered, x, self.selection.site(ordered[-1], x, Tokens()))
-        return take_rows(x, index, self.selection.lowering)
 
 
 def restore(x: torch.Tensor, plans: Sequence[Plan | None], lowering: Lowering) -> torch.Tensor:
@@ -243,30 +229,49 @@ def dense_macs(module: nn.Module, shape: tuple[int, int, int, int]) -> int:
 def reduce(vit: VitModel, schedule: TokenSchedule, lowering: Lowering = "gather") -> ReducedModel:
     """Apply a schedule to an adapted model. Raises ScheduleError where they do not fit."""
     _check_fit(vit, schedule)
+    if not vit.blocks:
+        from edgevit.trained.rebuild import rebuild
+
+        return rebuild(vit, schedule, lowering)
+    if not schedule.is_none and method(schedule.method).selector:
+        from edgevit.selecting import select
+
+        return select(vit, schedule, lowering)
     dense = dense_macs(vit.module, (1, 3, *vit.image_size))
     fixed = dense - count_tokens(TokenSchedule.none(), vit.stages, 0).macs
     counts = count_tokens(schedule, vit.stages, fixed)
+    wrong = None if schedule.is_none else method(schedule.method).check_counts(counts, vit)
+    if wrong:
+        raise ScheduleError(f"{counts.schedule}: {wrong}")
     steps = _steps(vit, counts, lowering)
-    selecting = not schedule.is_none and method(schedule.method).selector
     module: nn.Module = vit.module
-    if steps and selecting:
-        module = ReducedVit(vit, selection=next(iter(steps.values()))).eval()
-    elif steps:
+    if steps:
         module = ReducedVit(vit, steps, until=schedule.until).eval()
     return ReducedModel(
         module=module,
         original=vit.module,
         schedule=counts.schedule,
-        tokens=counts.after,
+        tokens=counts.before if schedule.attention_only else counts.after,
         dense_macs=dense,
         reduced_macs=counts.macs,
-        notes=counts.notes,
+        notes=(*counts.notes, *_unused(vit, schedule)),
     )
+
+
+def _unused(vit: VitModel, schedule: TokenSchedule) -> tuple[str, ...]:
+    """What was trained for a reduction that the schedule does not make."""
+    others = [name for name in vit.trained if name != schedule.method]
+    return tuple(f"the {name} weights of this checkpoint are not used; --reduce {name}:... uses them" for name in others)
 
 
 def _check_fit(vit: VitModel, schedule: TokenSchedule) -> None:
     if schedule.is_none:
         return
+    if not vit.blocks and not method(schedule.method).architecture:
+        raise ScheduleError(
+            f"{schedule.method} reduces between blocks, and {vit.family} runs as it was trained; its own settings are "
+            f"--reduce {next(iter(vit.trained))}:..., see `edgevit methods`"
+        )
     if schedule.until and len(vit.stages) > 1:
         raise ScheduleError(f"{schedule}: until= restores inside one stage of blocks, and {vit.family} has several")
     restoring = any(stage.restores for stage in vit.stages) or schedule.until is not None
@@ -279,6 +284,7 @@ def _steps(vit: VitModel, counts: Counts, lowering: Lowering) -> dict[int, Step]
     """The reduction points, by block number."""
     homes: list[Stage] = [stage for stage in vit.stages for _ in stage.blocks]
     moving = [i for i, (now, out) in enumerate(zip(counts.before, counts.after, strict=True)) if out < now]
+    where = scheduled_blocks(counts.schedule, len(homes)) if moving else ()
     trained = getattr(method(counts.schedule.method), "weights", None) if moving else None
     return {
         index + 1: Step(
@@ -288,11 +294,11 @@ def _steps(vit: VitModel, counts: Counts, lowering: Lowering) -> dict[int, Step]
             grid=homes[index].grid,
             block=index + 1,
             depth=len(homes),
-            ordinal=ordinal,
-            points=len(moving),
+            ordinal=where.index(index + 1),
+            points=len(where),
             lowering=lowering,
             positional=vit.positional,
             trained=vit.trained[trained] if trained else None,
         )
-        for ordinal, index in enumerate(moving)
+        for index in moving
     }

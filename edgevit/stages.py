@@ -37,7 +37,7 @@ class Refusal:
 class Checkpoint:
     """A loaded model: weights are in memory, finite, and complete.
 
-    Exactly one of `module` (eager) and `program` (an exported program) is set.
+    Exactly one of `module` (eager) and `program` (an exported program) is set. labels: class names it came with.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Checkpoint:
     source: Path | None = None
     module: nn.Module | None = None
     program: ExportedProgram | None = None
+    labels: tuple[str, ...] | None = None
 
     def callable(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The float model as a function `[B, 3, H, W] -> [B, classes]`: the reference of every later check."""
@@ -65,6 +66,7 @@ class Tap(NamedTuple):
     bias: any other bias on the logits (relative positions, window masks), broadcastable to `[B, H, N, N]`, or None.
     gate: what `finish` needs again, or None.
     probabilities: `[B, H, N, N]` behind the softmax, where a method asked for them, else None.
+    normed: `[B, N, C]`, what queries and keys are made from, where the block has it at hand, else None.
     """
 
     q: torch.Tensor
@@ -75,6 +77,7 @@ class Tap(NamedTuple):
     bias: torch.Tensor | None = None
     gate: torch.Tensor | None = None
     probabilities: torch.Tensor | None = None
+    normed: torch.Tensor | None = None
 
 
 class BlockView(Protocol):
@@ -105,6 +108,7 @@ class Stage:
     enter: what came before → tokens `[B * groups, prefix + h * w, C]`, prefix tokens first.
     leave: tokens → what comes next. restores: `leave` needs every token back (windows, maps, pooling).
     groups: sets of tokens per image that are reduced alike (windows, patches of a map).
+    shortcut: `leave` is called with (tokens, what `enter` was given), for a residual around the whole stage.
     """
 
     blocks: Sequence[BlockView]
@@ -113,7 +117,8 @@ class Stage:
     groups: int = 1
     restores: bool = False
     enter: Callable[[torch.Tensor], torch.Tensor] | None = None  # None: the tokens as they come
-    leave: Callable[[torch.Tensor], torch.Tensor] | None = None
+    leave: Callable[..., torch.Tensor] | None = None
+    shortcut: bool = False
 
     @property
     def tokens(self) -> int:
@@ -129,7 +134,8 @@ class VitModel:
     head: (tokens `[B, M, C]`, sizes `[B, M]` or None) → what the model returns.
     pooling: "token" when the head reads prefix tokens alone, "none" when it returns tokens or a map, else how it pools
     patches. positional: blocks read positions (rotary, relative bias), so positions travel with the tokens.
-    trained: modules that a trained method brought with its checkpoint, by the method's schedule name.
+    trained: modules that a trained method brought with its checkpoint, by the method's schedule name. Where the
+    reduction is part of the architecture that is the whole model, and no stage has blocks.
     Must hold: with no reduction the outputs equal the original's to 1e-5 (the adapter proves it).
     """
 
@@ -171,6 +177,7 @@ class ReducedModel:
 
     tokens: count after each block, Python ints. macs: dense and reduced multiply-accumulates of one image.
     notes: what the schedule could not do as written (for example a capped r), never silent.
+    images: images of one picture, one row of the output; the batch is a multiple of it.
     """
 
     module: nn.Module
@@ -180,6 +187,7 @@ class ReducedModel:
     dense_macs: int
     reduced_macs: int
     notes: tuple[str, ...] = ()
+    images: int = 1
 
     def undo(self) -> nn.Module:
         """The original module, as it was: reduction wraps, it never edits."""

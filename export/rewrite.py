@@ -64,7 +64,16 @@ def _prove(name: str, before: torch.Tensor, after: torch.Tensor) -> None:
 
 
 def attribute(module: GraphModule, node: Any) -> torch.Tensor | None:
-    """The constant tensor behind a `get_attr` node, or None for anything else."""
+    """The constant tensor behind a `get_attr` node, or behind several laid end to end; None for anything else.
+
+    BEiT and EVA keep the biases of queries and values apart and join them in every forward.
+    """
+    import torch
+
+    if getattr(node, "op", None) == "call_function" and node.target is torch.ops.aten.cat.default:
+        parts = [attribute(module, part) for part in node.args[0]]
+        known = [part for part in parts if part is not None]
+        return torch.cat(known, *node.args[1:]) if len(known) == len(parts) else None
     if getattr(node, "op", None) != "get_attr":
         return None
     value: Any = module

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from edgevit.errors import EdgeVitError, GraphError
 from edgevit.export.gate import check_program
+from edgevit.export.idle_masks import drop_idle_masks
 from edgevit.quiet import quiet
 from edgevit.stages import Checkpoint, Graph, InputSpec
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
+    from torch.fx import Node
 
 
 def trace(module: nn.Module, inputs: InputSpec) -> Graph:
@@ -55,9 +57,44 @@ def export_program(module: nn.Module, inputs: InputSpec) -> ExportedProgram:
             f"torch.export cannot trace {type(module).__name__} at {list(inputs.shape)}: {text}; it must be free of "
             "data-dependent control flow, and take exactly this input size"
         ) from error
+    drop_idle_masks(program)
+    attend_in_four_dimensions(program)
     free_strides(program)
     check_program(program)
     return program
+
+
+def attend_in_four_dimensions(program: ExportedProgram) -> None:
+    """Attention on `[B, H, W, N, d]` (W windows) becomes attention on `[B * H, W, N, d]`: ONNX knows no other.
+
+    Only without a mask, which may broadcast over any of the five.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    for node in list(program.graph.nodes):
+        if node.target is not aten.scaled_dot_product_attention.default or node.meta["val"].ndim != 5:
+            continue
+        if len(node.args) > 3 and node.args[3] is not None or node.kwargs.get("attn_mask") is not None:
+            continue
+        out = node.meta["val"]
+        with program.graph.inserting_before(node):
+            flat = [_reshaped(program, part, (-1, *part.meta["val"].shape[2:])) for part in node.args[:3]]
+        node.args = (*flat, *node.args[3:])
+        node.meta["val"] = out.reshape(-1, *out.shape[2:])
+        with program.graph.inserting_after(node):
+            whole = _reshaped(program, node, tuple(out.shape))
+        node.replace_all_uses_with(whole, delete_user_cb=lambda user, whole=whole: user is not whole)
+    program.graph_module.recompile()
+
+
+def _reshaped(program: ExportedProgram, node: Node, shape: tuple[int, ...]) -> Node:
+    import torch
+
+    value = node.meta["val"].reshape(shape)
+    new = program.graph.call_function(torch.ops.aten.reshape.default, (node, list(value.shape)))
+    new.meta.update(node.meta, val=value)
+    return new
 
 
 def free_strides(program: ExportedProgram) -> None:

@@ -71,6 +71,8 @@ def find(module: GraphModule) -> tuple[dict[Node, list[Node]], tuple[Refusal, ..
             continue
         if attribute(module, node.args[1]) is None:
             refused.append(Refusal(layer_name(node), "its weight is computed, not a constant"))
+        elif len(node.args) > 2 and node.args[2] is not None and attribute(module, node.args[2]) is None:
+            refused.append(Refusal(layer_name(node), "its bias is computed, not a constant"))
         elif node.args[0] not in variable:
             refused.append(Refusal(layer_name(node), "it reads a constant, so engines compute it once, when they load"))
         else:

@@ -105,8 +105,8 @@ def test_a_capped_schedule_is_noted_and_runs():
     reduced = reduce(adapt(build()), parse_schedule("tome:r=7"))
     assert reduced.tokens == (10, 6, 4)
     assert reduced.notes == (
-        "block 2: r=7 is more than half of its 9 patches; 4 merge",
-        "block 3: r=7 is more than half of its 5 patches; 2 merge",
+        "block 2: r=7 is more than can go of its 9 patches; 4 do",
+        "block 3: r=7 is more than can go of its 5 patches; 2 do",
     )
     with torch.no_grad():
         assert torch.isfinite(reduced.module(IMAGES)).all()
@@ -115,7 +115,7 @@ def test_a_capped_schedule_is_noted_and_runs():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"class_token": False, "global_pool": "avg"}, "this model has no class token; use tome"),
+        ({"class_token": False, "global_pool": "avg"}, "this model has no class token"),
         ({"global_pool": "avg"}, r"pools over patches \(avg\), which would count it as one; use tome"),
         ({"global_pool": "map"}, r"pools over patches \(map\)"),
     ],

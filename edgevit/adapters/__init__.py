@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from edgevit.adapters.refused import refused
 from edgevit.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
 
 ADAPTERS = {
     "timm VisionTransformer (ViT, DeiT, DeiT distilled, DeiT-III, DINOv2, AugReg)": "edgevit.adapters.timm_vit:adapt",
+    "torchvision VisionTransformer": "edgevit.adapters.tv_vit:adapt",
+    "transformers ViT, DeiT, DINOv2 (registers or not)": "edgevit.adapters.hf_vit:adapt",
+    "transformers CLIP and SigLIP vision towers": "edgevit.adapters.hf_clip:adapt",
+    "timm Eva (EVA, EVA-02, DINOv3, Perception Encoder, ViT with rotary positions)": "edgevit.adapters.timm_eva:adapt",
+    "timm Beit (BEiT, BEiT v2)": "edgevit.adapters.timm_beit:adapt",
+    "timm VisionTransformerRelPos": "edgevit.adapters.timm_relpos:adapt",
+    "timm Cait": "edgevit.adapters.timm_cait:adapt",
+    "timm SwinTransformer, SwinTransformerV2": "edgevit.adapters.timm_swin:adapt",
+    "timm Hiera": "edgevit.adapters.timm_hiera:adapt",
+    "timm PoolingVisionTransformer (PiT)": "edgevit.adapters.timm_pit:adapt",
+    "timm Levit": "edgevit.adapters.timm_levit:adapt",
+    "timm EfficientFormer": "edgevit.adapters.timm_efficientformer:adapt",
+    "timm MobileViT": "edgevit.adapters.timm_mobilevit:adapt",
+    "trained with their reduction: DynamicViT, SiT, STViT-R, LookupViT, DTEM, DToP": "edgevit.adapters.trained:adapt",
 }
 
 IDENTITY_TOLERANCE = 1e-5  # relative to the largest output; float32 reassociation stays below 1e-6
@@ -37,8 +52,11 @@ def adapt(module: nn.Module) -> VitModel:
         if vit is not None:
             prove_identity(vit)
             return vit
+    reason = refused(module)
+    if reason:
+        raise UnsupportedModel(reason)
     raise UnsupportedModel(
-        f"{type(module).__name__} has no adapter, so its tokens cannot be reduced; it exports dense (drop --reduce). "
+        f"{type(getattr(module, 'wrapped', module)).__name__} has no adapter, so its tokens cannot be reduced; it exports dense (drop --reduce). "
         f"Families with an adapter: {'; '.join(ADAPTERS)}"
     )
 

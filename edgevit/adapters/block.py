@@ -24,6 +24,13 @@ class Block(nn.Module):
         probabilities = (logits if mask is None else logits + mask).softmax(dim=-1)
         return probabilities @ tap.v, probabilities
 
+    def weigh(self, probabilities: torch.Tensor, log_size: torch.Tensor | None) -> torch.Tensor:
+        """Probabilities `[B, H, N, N]` → what multiplies the values: themselves, unless heads mix behind the softmax.
+
+        log_size: `[B, N]` of the tokens that the columns stand for, or None.
+        """
+        return probabilities
+
 
 def logit_bias(tap: Tap) -> torch.Tensor | None:
     """Positions, window masks and token sizes as one bias on the logits, broadcastable to `[B, H, N, N]`."""

@@ -15,6 +15,7 @@ PACKAGES = (
     "torch",
     "torchvision",
     "timm",
+    "transformers",
     "numpy",
     "pillow",
     "safetensors",

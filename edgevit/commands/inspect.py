@@ -39,7 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {v}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(f"({_text(v)})" if isinstance(v, dict) else str(v) for v in value)
+    return str(value)
 
 
 def _bundle(path: Path) -> dict[str, Any]:
@@ -94,12 +96,16 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
         found |= {"adapter": f"none ({error})", "macs": {"dense": macs, "reduced": macs}}
     else:
         reduced = reduce(vit, schedule)
-        graph = trace(reduced.module, inputs)
+        graph = trace(reduced.module, InputSpec(reduced.images, *checkpoint.preprocess.size))
         found |= {
             "adapter": vit.family,
             "blocks": len(vit.blocks),
             "prefix": vit.prefix_tokens,
             "grid": list(vit.grid),
+            "stages": [
+                {"blocks": len(s.blocks), "grid": list(s.grid), "groups": s.groups, "restores": s.restores}
+                for s in vit.stages
+            ],
             "schedule": str(reduced.schedule),
             "tokens": list(reduced.tokens),
             "macs": {"dense": reduced.dense_macs, "reduced": reduced.reduced_macs},
@@ -115,9 +121,8 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
 def _draw(arguments: argparse.Namespace, checkpoint: Any, vit: Any, reduced: Any) -> Path:
     """tokens.png: one row of panels per image."""
     from edgevit.picture import contact, draw_file
-    from edgevit.reduce import ReducedVit
 
-    if not isinstance(reduced.module, ReducedVit):
+    if reduced.module is reduced.original:
         raise DataError("--image draws kept and merged tokens, and this schedule reduces none; pass --reduce SPEC")
     rows = [draw_file(file, checkpoint.preprocess, reduced.module, vit.grid)[0] for file in arguments.image]
     arguments.out.mkdir(parents=True, exist_ok=True)

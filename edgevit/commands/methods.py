@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "summary": (import_module(path.split(":")[0]).__doc__ or "").split("\n")[0],
                 "keys": dict(cls.keys),
                 "options": dict(cls.options),
+                "needs": list(cls.wants()),
                 "example": (cls.__doc__ or "").split("\n")[0],
             }
         )
@@ -37,12 +38,12 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     table = Table()
-    for column in ("method", "what it does", "keys", "example"):
+    for column in ("method", "what it does", "keys", "needs"):
         table.add_column(column)
     for row in rows:
-        keys = [f"{k}: {v}" for k, v in row["keys"].items()] + [
-            f"{k}: {' or '.join(v)}" for k, v in row["options"].items()
-        ]
-        table.add_row(str(row["name"]), str(row["summary"]), "\n".join(keys), str(row["example"]))
+        keys = ", ".join(row["keys"])
+        options = [f"{k} ({' or '.join(v) or 'a value'})" for k, v in row["options"].items()]
+        what = f"{row['summary']}\n{row['example']}"
+        table.add_row(row["name"], what, "\n".join([keys, *options]), "\n".join(row["needs"]))
     print_table(table)
     return 0

@@ -76,8 +76,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """MODEL and how to read it."""
     from pathlib import Path
 
-    parser.add_argument("model", metavar="MODEL", help=".safetensors, .pt, .pth, .pt2, timm:NAME, or demo")
-    parser.add_argument("--arch", metavar="ARCH", help="architecture of a bare state dict: timm:NAME")
+    known = ".safetensors, .pt, .pth, .pt2, timm:NAME, hf:FOLDER, hf:OWNER/NAME, torchvision:NAME, or demo"
+    parser.add_argument("model", metavar="MODEL", help=known)
+    parser.add_argument("--arch", metavar="ARCH", help="architecture of a bare state dict: timm:NAME or torchvision:NAME")
     parser.add_argument("--input-size", type=image_size, metavar="N[xM]", help="image size, height x width")
     parser.add_argument("--preprocess", type=Path, metavar="FILE", help="JSON that overrides the model's preprocessing")
     parser.add_argument("--trust-pickle", action="store_true", help="unpickle a whole module: runs code from the file")

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from edgevit.stages import VitModel
     from edgevit.tokens.protocol import Placement
+    from edgevit.tokens.schedule import Counts
+
+
+COUNT_OR_SHARE = {
+    "r": "tokens removed in the block",
+    "keep": "share of the patches that stay, above 0 and at most 1",
+}
+SHARE_OR_COUNT = dict(reversed(COUNT_OR_SHARE.items()))
 
 
 class Reduction:
@@ -16,18 +24,17 @@ class Reduction:
 
     needs_class_token: it reads the class token's attention. patch_pooling: its tokens may be pooled over.
     merges: every token lives on in a slot, so all can be restored. positions: each output token has one.
-    weights: the trained module it needs, as it is called in `VitModel.trained`.
+    weights: what it needs of a trained checkpoint, as it is called in `VitModel.trained`.
     """
 
     name: ClassVar[str]
-    keys: ClassVar[Mapping[str, str]] = {
-        "r": "tokens removed in the block",
-        "keep": "share of the patches that stay, above 0 and at most 1",
-    }
+    keys: ClassVar[Mapping[str, str]] = COUNT_OR_SHARE
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     placement: ClassVar[Placement] = "mid"
     probabilities: ClassVar[bool] = False
     selector: ClassVar[bool] = False
+    architecture: ClassVar[bool] = False
+    no_search: ClassVar[str | None] = None
     needs_class_token: ClassVar[bool] = False
     patch_pooling: ClassVar[bool] = True
     merges: ClassVar[bool] = True
@@ -41,8 +48,8 @@ class Reduction:
             return f"{cls.name} needs its trained weights: load its checkpoint with --arch {cls.weights}:NAME"
         if cls.needs_class_token and not vit.class_token:
             return (
-                f"{cls.name} scores patches by the class token's attention, and this model has no class token in the "
-                "blocks that reduce; use tome"
+                f"{cls.name} scores patches by the class token's attention, and this model has no class token where "
+                "tokens can be reduced; use tome"
             )
         if restoring and not cls.merges:
             return (
@@ -57,6 +64,20 @@ class Reduction:
         if not cls.positions and vit.positional:
             return f"{cls.name} mixes tokens that have no single position, and this model's attention reads positions"
         return None
+
+    @classmethod
+    def wants(cls) -> tuple[str, ...]:
+        """What a model or target must offer, in words, for `edgevit methods`."""
+        said = {
+            "a class token": cls.needs_class_token,
+            "token outputs": cls.selector,
+            "explicit attention in the blocks it reads": cls.probabilities,
+            "queries and keys apart from values": cls.placement == "early",
+            f"its trained checkpoint (--arch {cls.weights}:NAME)": bool(cls.weights),
+            "no map to restore": not cls.merges and not cls.selector,
+            "no relative or rotary positions": not cls.positions,
+        }
+        return tuple(text for text, needed in said.items() if needed)
 
     @staticmethod
     def default_blocks(depth: int) -> tuple[int, ...]:
@@ -78,6 +99,16 @@ class Reduction:
         return None
 
     @staticmethod
+    def check_together(key: str, amounts: Sequence[float], options: Mapping[str, str]) -> str | None:
+        """Options do not depend on amounts."""
+        return None
+
+    @classmethod
+    def check_counts(cls, counts: Counts, vit: VitModel) -> str | None:
+        """Any counts will do."""
+        return None
+
+    @staticmethod
     def tokens_after(tokens: int, prefix: int, key: str, value: float) -> int:
         """Any number of patches down to one may go.
 
@@ -87,6 +118,11 @@ class Reduction:
         if key == "r":
             return max(tokens - int(value), min(prefix + 1, tokens))
         return prefix + kept(tokens - prefix, value)
+
+    @classmethod
+    def tokens_at(cls, entered: int, tokens: int, prefix: int, key: str, amounts: Sequence[float]) -> int:
+        """Each point counts from the tokens it sees."""
+        return cls.tokens_after(tokens, prefix, key, amounts[-1])
 
     @staticmethod
     def budget_grid(tokens: int) -> tuple[str, tuple[float, ...]]:

@@ -15,12 +15,13 @@ where the most attended fused patch stood.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from edgevit.tokens.base import Reduction, kept, quarters
+from edgevit.tokens.base import SHARE_OR_COUNT, Reduction, kept, quarters
 from edgevit.tokens.lowering import Lowering, put, take_rows
 from edgevit.tokens.plans import with_prefix
 from edgevit.tokens.protocol import Site
@@ -67,6 +68,7 @@ class EViT(Reduction):
     """`evit:keep=0.7@4,7,10`: keep 70 % of the patches at blocks 4, 7 and 10."""
 
     name: ClassVar[str] = "evit"
+    keys: ClassVar[Mapping[str, str]] = SHARE_OR_COUNT
     needs_class_token: ClassVar[bool] = True
     patch_pooling: ClassVar[bool] = False
     merges: ClassVar[bool] = False

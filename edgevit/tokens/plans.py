@@ -61,12 +61,12 @@ class Merge(Grouping):
     def apply(self, x: torch.Tensor, size: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """y_j = x_j + Σ_i (w_i / Σ w) (x_i − x_j): the groups' own rows are copied, only what joins is computed."""
         sizes = x.new_ones(x.shape[:2]) if size is None else size
-        weights = sizes if self.weight is None else self.weight.to(x.dtype)
+        weights = sizes if self.weight is None else self.weight  # its own dtype: only shares need fit the stream's
         rows = take_rows(x, self.order, self.lowering)
         sources = take_rows(x, self.merged, self.lowering)
         joining = take(weights, self.merged, self.lowering)
         total = take(weights, self.order, self.lowering) + self.sums(joining)
-        share = joining / take(total, self.target, self.lowering)  # [B, R]
+        share = (joining / take(total, self.target, self.lowering)).to(x.dtype)  # [B, R]
         spread = one_hot(self.target, self.order.shape[1], x.dtype).transpose(1, 2)  # [B, N', R]
         difference = (sources - take_rows(rows, self.target, self.lowering)) * share.unsqueeze(-1)
         brought = take(sizes, self.merged, self.lowering)

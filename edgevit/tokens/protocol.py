@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
     from edgevit.stages import Tap, VitModel
     from edgevit.tokens.lowering import Lowering
+    from edgevit.tokens.schedule import Counts
 
-Placement = Literal["mid", "early", "post"]
+Placement = Literal["mid", "early", "post", "front"]
 """Where a method's plan is applied: behind the attention residual; inside the attention, before its output (queries
-and keys saw all tokens); behind the whole block."""
+and keys saw all tokens); behind the whole block; in front of it."""
 
 
 class Tokens(NamedTuple):
@@ -33,10 +34,12 @@ class Tokens(NamedTuple):
 class Site:
     """One reduction point: everything a decision may read, most of it Python numbers.
 
-    x: `[B, N, C]`, the tokens that the plan will be applied to first (for "early": the block's input).
+    tap: for "front" the block's input as the only head, since queries and keys do not exist yet.
+    x: `[B, N, C]`, the tokens that the plan will be applied to first (for "early" and "front": the block's input).
     prefix: protected tokens in front. grid: patches (down, across) before any reduction. tokens_out: N'.
-    block: 1-based number of the block, of `depth`. ordinal: 0-based number of this reduction point, of `points`.
-    trained: the module that a trained method's checkpoint brought, or None.
+    block: 1-based number of the block, of `depth`. ordinal: 0-based number of this block among the schedule's, of
+    `points` (a block where nothing is removed counts, and has no site).
+    trained: the modules that a trained method's checkpoint brought, or None.
     """
 
     tap: Tap
@@ -93,12 +96,22 @@ class Method(Protocol):
     placement: ClassVar[Placement]
     probabilities: ClassVar[bool]
     """The plan reads `tap.probabilities`: attention is computed explicitly in the blocks that reduce."""
+    merges: ClassVar[bool]
+    """Every token lives on in a slot, so all can be restored."""
     selector: ClassVar[bool]
     """Chooses among the output tokens (`tokens/selector.py`) instead of reducing inside."""
+    architecture: ClassVar[bool]
+    """Is a setting of a trained architecture (`trained/rebuild.py`) instead of a step between its parts."""
+    no_search: ClassVar[str | None]
+    """Why `auto` cannot place it, or None."""
 
     @staticmethod
     def check_model(vit: VitModel, restoring: bool) -> str | None:
         """Why this method cannot run on a model, or None. restoring: all tokens must come back."""
+
+    @classmethod
+    def wants(cls) -> tuple[str, ...]:
+        """What a model or target must offer, in words."""
 
     @staticmethod
     def default_blocks(depth: int) -> tuple[int, ...]:
@@ -113,8 +126,20 @@ class Method(Protocol):
         """Why a free-form option is wrong, or None."""
 
     @staticmethod
+    def check_together(key: str, amounts: Sequence[float], options: Mapping[str, str]) -> str | None:
+        """Why amounts and options, each fine alone, do not fit together, or None."""
+
+    @classmethod
+    def check_counts(cls, counts: Counts, vit: VitModel) -> str | None:
+        """Why the counts that a schedule gives on a model do not suit this method, or None."""
+
+    @staticmethod
     def tokens_after(tokens: int, prefix: int, key: str, value: float) -> int:
         """Tokens behind a block that saw `tokens`, of which `prefix` are protected."""
+
+    @classmethod
+    def tokens_at(cls, entered: int, tokens: int, prefix: int, key: str, amounts: Sequence[float]) -> int:
+        """The same for the last of the points so far. entered: tokens of the stage; amounts: of its points so far."""
 
     @staticmethod
     def budget_grid(tokens: int) -> tuple[str, tuple[float, ...]]:
@@ -133,9 +158,20 @@ class Selector(Method, Protocol):
     """A method that chooses output tokens, for vision encoders whose tokens go into a language model."""
 
     @staticmethod
+    def images(options: Mapping[str, str]) -> int:
+        """Images of one picture, whose tokens are returned together: the batch is `[pictures * images, 3, H, W]`."""
+
+    @staticmethod
+    def returned(key: str, value: float, grid: tuple[int, int], options: Mapping[str, str]) -> int:
+        """K, the tokens returned for one picture. Raises ScheduleError where it has not so many."""
+
+    @staticmethod
     def reads(depth: int, options: Mapping[str, str]) -> tuple[int, ...]:
-        """Blocks (from 1, rising) whose taps `choose` wants."""
+        """Blocks (from 1, rising) whose taps `choose` wants. Raises ScheduleError for one that is not run."""
 
     @staticmethod
     def choose(taps: Sequence[Tap], tokens: torch.Tensor, site: Site) -> torch.Tensor:
-        """`[B, K]` int64, rising: the tokens (prefix counted) that are returned. tokens: `[B, N, C]`, the output."""
+        """`[pictures, K]` int64, rising: the tokens (prefix counted) of a picture that are returned.
+
+        tokens: `[B, N, C]`, behind the last block that is run; a picture's images lie end to end.
+        """

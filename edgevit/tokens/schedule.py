@@ -6,7 +6,9 @@ SPEC := none | METHOD:key=value[,key=value...][@BLOCKS] | FILE.json
     tome:r=60/40@5,9            amounts paired with blocks
     evit:keep=0.7@4,7,10
     tome:flops=0.65@5,9         the least reduction of the method's grid with reduced MACs <= 0.65 x dense
+    tome:auto,flops=0.65        searched on calibration images (edgevit.search); points=3 limits where, seed= repeats
     tome:r=60,until=10@3        every token comes back behind block 10 (merge, run, unmerge)
+    tome:r=60,scope=attention   only the attention product sees merged tokens; the stream keeps all
 """
 
 from __future__ import annotations
@@ -49,15 +51,30 @@ class TokenSchedule:
         return int(self.options["until"]) if "until" in self.options else None
 
     @property
+    def attention_only(self) -> bool:
+        """Whether queries, keys and values are merged inside the attention, and the stream keeps its tokens."""
+        return self.options.get("scope") == "attention"
+
+    @property
     def is_none(self) -> bool:
         """True for the identity."""
         return self.method == "none"
+
+    @property
+    def is_auto(self) -> bool:
+        """True when calibration images must still decide (`edgevit.search`)."""
+        return self.key == "auto"
+
+    def __hash__(self) -> int:
+        """Options included."""
+        return hash((self.method, self.key, self.amounts, self.blocks, tuple(sorted(self.options.items()))))
 
     def __str__(self) -> str:
         """The spec text; parsing it gives this schedule again."""
         if self.is_none:
             return "none"
-        values = [f"{self.key}={'/'.join(map(_text, self.amounts))}"]
+        key = "auto,flops" if self.is_auto else self.key
+        values = [f"{key}={'/'.join(map(_text, self.amounts))}"]
         values += [f"{k}={v}" for k, v in self.options.items()]
         where = f"@{','.join(map(str, self.blocks))}" if self.blocks else ""
         return f"{self.method}:{','.join(values)}{where}"
@@ -125,13 +142,14 @@ def parse_schedule(spec: str) -> TokenSchedule:
     if not colon or not rest:
         raise ScheduleError(f"{spec!r} gives {name} no amount; write for example {name}:{next(iter(cls.keys))}=...")
     values, at, where = rest.partition("@")
+    auto = values == "auto" or values.startswith("auto,")
     blocks = tuple(_number(b, int, f"block in {spec!r}") for b in where.split(",")) if at else ()
     amounts: tuple[float, ...] = ()
     key, options = "", {}
-    for pair in values.split(","):
+    for pair in values.split(",")[auto:]:
         k, eq, v = pair.partition("=")
         if not eq or not v:
-            raise ScheduleError(f"{pair!r} in {spec!r} is not key=value" + _auto_hint(pair))
+            raise ScheduleError(f"{pair!r} in {spec!r} is not key=value")
         if k in cls.keys or k == "flops":
             if key:
                 raise ScheduleError(f"{spec!r} gives both {key}= and {k}=; give one")
@@ -140,11 +158,9 @@ def parse_schedule(spec: str) -> TokenSchedule:
             raise ScheduleError(f"{spec!r} gives {k}= twice; give one")
         else:
             options[k] = v
-    return _checked(TokenSchedule(name, key, amounts, blocks, options))
-
-
-def _auto_hint(word: str) -> str:
-    return "; a searched schedule (auto) is not available in this version: give amounts, or flops=" * (word == "auto")
+    if auto and key != "flops":
+        raise ScheduleError(f"{spec!r}: a searched schedule needs a budget; write {name}:auto,flops=0.65")
+    return _checked(TokenSchedule(name, "auto" if auto else key, amounts, blocks, options))
 
 
 def _read(path: Path) -> TokenSchedule:
@@ -175,36 +191,49 @@ def _checked(schedule: TokenSchedule) -> TokenSchedule:
         return schedule
     cls = method(schedule.method)
     known = [*cls.keys, "flops"]
-    if schedule.key not in known:
+    if schedule.is_auto and (cls.no_search or schedule.blocks):
+        raise ScheduleError(f"{schedule}: {schedule.method}:auto {cls.no_search or 'searches its blocks: drop @'}")
+    if schedule.key not in known and not schedule.is_auto:
         raise ScheduleError(f"{schedule.method} needs one of {', '.join(f'{k}=' for k in known)}")
     if not schedule.amounts:
         raise ScheduleError(f"the schedule gives {schedule.method} no amount; write for example {schedule.key}=...")
     for name, value in schedule.options.items():
-        wrong = _option_wrong(cls, name, value)
+        wrong = _option_wrong(cls, name, value, schedule.is_auto)
         if wrong:
             raise ScheduleError(wrong)
     for amount in schedule.amounts:
         if not math.isfinite(amount):
             raise ScheduleError(f"{schedule}: {amount} is not a number that {schedule.key}= can take")
-        wrong = _flops_wrong(amount) if schedule.key == "flops" else cls.check_amount(schedule.key, amount)
+        wrong = _flops_wrong(amount) if schedule.key in ("flops", "auto") else cls.check_amount(schedule.key, amount)
         if wrong:
             raise ScheduleError(f"{schedule}: {wrong}")
+    apart = cls.check_together(schedule.key, schedule.amounts, schedule.options)
+    if apart:
+        raise ScheduleError(f"{schedule}: {apart}")
     if list(schedule.blocks) != sorted(set(schedule.blocks)) or any(b < 1 for b in schedule.blocks):
         raise ScheduleError(f"{schedule}: blocks count from 1 and must rise, got {list(schedule.blocks)}")
-    if len(schedule.amounts) > 1 and schedule.key == "flops":
+    if len(schedule.amounts) > 1 and schedule.key in ("flops", "auto"):
         raise ScheduleError(f"{schedule}: flops= takes one number")
-    if len(schedule.amounts) > 1 and len(schedule.amounts) != len(schedule.blocks):
+    if len(schedule.amounts) > 1 and len(schedule.amounts) != len(schedule.blocks) and not cls.architecture:
         raise ScheduleError(
             f"{schedule}: {len(schedule.amounts)} amounts for {len(schedule.blocks)} blocks; give one, or one per block"
         )
     return schedule
 
 
-def _option_wrong(cls: type[Method], name: str, value: str) -> str | None:
+def _option_wrong(cls: type[Method], name: str, value: str, auto: bool) -> str | None:
+    if auto and name in ("points", "seed"):
+        fits = value.isdecimal() and (int(value) > 0 or name == "seed")
+        return None if fits else f"{name}={value} must be a whole number, {'1' if name == 'points' else '0'} or more"
     if name == "until":
         return None if value.isdecimal() and int(value) > 0 else f"until={value} must be the number of a block, from 1"
+    if name == "scope":
+        if value != "attention":
+            return f"scope={value}: the only scope is attention; without it a schedule reduces the stream"
+        fits = cls.merges and cls.placement == "mid" and not cls.probabilities and not cls.selector
+        return None if fits else f"{cls.name} cannot stand inside the attention (scope=); tome and its like can"
     if name not in cls.options:
-        every = [*cls.keys, "flops", *cls.options, "until"]
+        every = [*cls.keys, "flops", *cls.options, "until", "scope"]
         return f"{cls.name} has no key {name!r}{did_you_mean(name, every)}; it has {', '.join(every)}"
     if cls.options[name] and value not in cls.options[name]:
         return f"{name}={value}: {cls.name} takes {' or '.join(cls.options[name])}"
@@ -215,10 +244,17 @@ def _flops_wrong(value: float) -> str | None:
     return None if 0 < value <= 1 else f"flops={value:g} is a share of the dense MACs, above 0 and at most 1"
 
 
+def scheduled_blocks(schedule: TokenSchedule, depth: int) -> tuple[int, ...]:
+    """The blocks (from 1) that a schedule names, or its method's own ones."""
+    cls = method(schedule.method)
+    return schedule.blocks or cls.default_blocks(schedule.until or depth)
+
+
 @dataclass(frozen=True)
 class Counts:
     """A schedule on a model: its exact form, tokens of one group before and behind each block, what had to give.
 
+    With `scope=attention`, `after` is what each block's attention works on, and the stream keeps `before`.
     macs: reduced multiply-accumulates of one image, `fixed_macs` included.
     """
 
@@ -238,12 +274,18 @@ def count_tokens(schedule: TokenSchedule, stages: Sequence[Stage], fixed_macs: i
     if schedule.is_none:
         return _walk(schedule, stages, {}, fixed_macs)
     cls = method(schedule.method)
+    if cls.selector:
+        from edgevit.tokens.selector import count_selected
+
+        return count_selected(schedule, stages, fixed_macs)
     beyond = [b for b in (*schedule.blocks, schedule.until or 1) if b > depth]
     if beyond:
         raise ScheduleError(f"{schedule}: the model has {depth} blocks, so there is no block {beyond[0]}")
+    if schedule.is_auto:
+        raise ScheduleError(f"{schedule} is searched on calibration images: edgevit export ... --calib DATA")
     if schedule.key == "flops":
         return _solve(schedule, stages, fixed_macs)
-    where = schedule.blocks or ((depth,) if cls.selector else cls.default_blocks(schedule.until or depth))
+    where = scheduled_blocks(schedule, depth)
     amounts = schedule.amounts * len(where) if len(schedule.amounts) == 1 else schedule.amounts
     return _walk(schedule, stages, dict(zip(where, amounts, strict=True)), fixed_macs)
 
@@ -258,22 +300,24 @@ def _walk(
     notes: list[str] = []
     macs = fixed_macs
     for stage in stages:
-        now = stage.tokens
+        now, given = stage.tokens, list[float]()
         for block in stage.blocks:
             number = len(after) + 1
             new = now
             if cls and number in amounts:
-                new = cls.tokens_after(now, stage.prefix, schedule.key, amounts[number])
+                given.append(amounts[number])
+                new = cls.tokens_at(stage.tokens, now, stage.prefix, schedule.key, given)
                 if schedule.key == "r" and now - new < amounts[number]:
                     notes.append(
                         f"block {number}: r={amounts[number]:g} is more than can go of its {now - stage.prefix} "
-                        f"patches; {now - new} go"
+                        f"patches; {now - new} do"
                     )
-            selected = cls is not None and cls.selector
-            macs += stage.groups * block_macs(block, now, now if selected else new, cls.placement if cls else "mid")
+            placement = "attention" if schedule.attention_only else cls.placement if cls else "mid"
+            macs += stage.groups * block_macs(block, now, new, placement)
             before.append(now)
             after.append(new)
-            now = stage.tokens if number == schedule.until else new
+            if not schedule.attention_only:
+                now = stage.tokens if number == schedule.until else new
     return Counts(schedule, tuple(before), tuple(after), macs, tuple(notes))
 
 

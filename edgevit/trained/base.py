@@ -14,6 +14,7 @@ from torch import nn
 
 from edgevit.errors import LoadError
 from edgevit.load_timm import check_timm, first_line
+from edgevit.names import listed
 
 if TYPE_CHECKING:
     import torch
@@ -24,11 +25,13 @@ PREFIX = "backbone."
 class Trained(nn.Module):
     """A timm backbone and what was trained beside it; images `[B, 3, H, W]` in.
 
-    renames: prefixes of reference keys and what they are here; keys that match none belong to the backbone.
+    method: its name in schedules.
+    renames: prefixes of reference keys and what they are here; what is no other child's belongs to the backbone.
     unused: endings of reference keys that hold constants, which are computed here and not loaded.
     tokens: how many tokens enter each block of the reduced stage, Python ints.
     """
 
+    method: ClassVar[str]
     renames: ClassVar[Mapping[str, str]] = {}
     unused: ClassVar[tuple[str, ...]] = ()
     tokens: tuple[int, ...]
@@ -37,20 +40,23 @@ class Trained(nn.Module):
         super().__init__()
         self.backbone: Any = backbone
 
-    @classmethod
-    def own_keys(cls, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def steps(self) -> nn.ModuleList | None:
+        """What a reduction step on the backbone reads of the checkpoint; None: the reduction is in the architecture."""
+        return None
+
+    def own_keys(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A state dict in this module's keys, from the reference's keys or from its own."""
         if any(key.startswith(PREFIX) for key in state):
             return dict(state)
-        return {cls.own_key(key): value for key, value in state.items() if not key.endswith(cls.unused or ("\0",))}
+        return {self.own_key(key): value for key, value in state.items() if not key.endswith(self.unused)}
 
-    @classmethod
-    def own_key(cls, key: str) -> str:
+    def own_key(self, key: str) -> str:
         """One reference key in this module's spelling."""
-        for theirs, ours in cls.renames.items():
+        for theirs, ours in self.renames.items():
             if key.startswith(theirs):
                 return ours + key.removeprefix(theirs)
-        return PREFIX + key
+        added = {name for name, _ in self.named_children()}
+        return key if key.split(".")[0] in added else PREFIX + key
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's, in either spelling of the keys. Raises RuntimeError where keys or shapes do not fit."""
@@ -67,7 +73,8 @@ def build_backbone(
     """A timm model by its name (`deit_small_patch16_224`), random weights, evaluation mode.
 
     options: further arguments of timm's constructor (depth, embed_dim, ...). family: the class it must be.
-    Raises LoadError, MissingExtra; UnsupportedModel for a ViT that `edgevit.adapters.timm_vit` does not run.
+    Raises LoadError, MissingExtra; UnsupportedModel for a ViT that `edgevit.adapters.timm_vit` does not run. Of what
+    that runs, post-norm and parallel blocks are refused here: nothing was trained on them.
     """
     check_timm(f"timm:{name}")
     import timm
@@ -87,6 +94,9 @@ def build_backbone(
         from edgevit.adapters.timm_vit import adapt
 
         adapt(module)
+        others = {type(block).__name__ for block in module.blocks} - {"Block"}
+        if others:
+            raise LoadError(f"timm:{name} has blocks of type {listed(sorted(others))}; this architecture needs Block")
     return module
 
 

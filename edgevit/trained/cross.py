@@ -29,7 +29,8 @@ class Cross(nn.Module):
 
     def logits(self, query: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """Scaled products `[B, H, M, N]`, before the softmax."""
-        return (self.split(self.q(query)) @ self.split(self.k(context)).transpose(2, 3)) * self.scale
+        out: torch.Tensor = (self.split(self.q(query)) @ self.split(self.k(context)).transpose(2, 3)) * self.scale
+        return out
 
     def mix(self, weights: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """Weights `[B, H, M, N]` and the context whose values they mix → `[B, M, C]`."""

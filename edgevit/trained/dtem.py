@@ -24,6 +24,7 @@ from torch import nn
 from edgevit.errors import LoadError
 from edgevit.stages import Tap
 from edgevit.tokens.lowering import Lowering
+from edgevit.tokens.protocol import Site, Tokens
 from edgevit.tokens.tome import ToMe
 from edgevit.trained.base import Trained, build_backbone, check_blocks
 
@@ -60,7 +61,7 @@ class Dtem(Trained):
     backbone: timm's VisionTransformer. embeddings: one Linear per block. after: tokens behind each block.
     """
 
-    renames: ClassVar[Mapping[str, str]] = {"embeddings.": "embeddings."}
+    method: ClassVar[str] = "dtem"
 
     def __init__(self, backbone: Any, r: int, blocks: Sequence[int], proportional: bool, lowering: Lowering) -> None:
         super().__init__(backbone)
@@ -75,6 +76,10 @@ class Dtem(Trained):
         self.tokens = (vit.tokens, *self.after[:-1])
         self.proportional, self.lowering = proportional, lowering
 
+    def steps(self) -> nn.ModuleList:
+        """The embeddings."""
+        return self.embeddings
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Each block: attend, match on the embedding, merge, feed forward."""
         vit = self.parts
@@ -83,14 +88,23 @@ class Dtem(Trained):
         for view, block, embedding, out in zip(
             vit.blocks, self.backbone.blocks, self.embeddings, self.after, strict=True
         ):
-            normed = block.norm1(x)
-            x, tap = view.attend(x, size.log() if size is not None and self.proportional else None)
-            if out < x.shape[1]:
-                tap = decoupled(tap, embed(embedding, normed))
-                x, size = ToMe.plan(tap, size, vit.prefix_tokens, out, {}, self.lowering).apply(x, size)
+            tap = view.project(x, Tokens(size))
+            if size is not None and self.proportional:
+                tap = tap._replace(log_size=size.log())
+            embeddings = embed(embedding, block.norm1(x)) if out < x.shape[1] else None
+            x = view.finish(x, view.attend(tap, False)[0], tap)
+            if embeddings is not None:
+                x, size = self._merge(decoupled(tap, embeddings), x, size, out)
             x = view.feed_forward(x)
         logits: torch.Tensor = vit.head(x, size)
         return logits
+
+    def _merge(
+        self, tap: Tap, x: torch.Tensor, size: torch.Tensor | None, out: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """ToMe on whatever the tap calls keys: `[B, N, C]` → `[B, out, C]` and sizes."""
+        site = Site(tap=tap, x=x, size=size, prefix=self.parts.prefix_tokens, tokens_out=out, lowering=self.lowering)
+        return ToMe.plan(site).apply(x, size)
 
 
 def create(

@@ -24,15 +24,21 @@ final head. The repository's README restricts commercial use; nothing of it is h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
-from edgevit.errors import LoadError
+from edgevit.errors import LoadError, ScheduleError
+from edgevit.tokens.base import Reduction, kept
 from edgevit.tokens.lowering import Lowering, take_rows
+from edgevit.tokens.selector import share, whole_number
 from edgevit.trained.base import Trained, build_backbone, check_blocks
 from edgevit.trained.cross import Cross
+from edgevit.trained.rebuild import Architecture
+
+if TYPE_CHECKING:
+    from edgevit.tokens.schedule import TokenSchedule
 
 HIDDEN = -1e4  # added to a logit: exp of it is 0 in float32, and float16 can hold it
 
@@ -127,6 +133,8 @@ def hide(valid: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
 class Dtop(Trained):
     """Images `[B, 3, H, W]` → class scores on the patch grid `[B, classes, h, w]`, in 0 to 1."""
 
+    method: ClassVar[str] = "dtop"
+
     def __init__(
         self, backbone: Any, heads: Sequence[nn.Module], stages: Mapping[int, int], threshold: float, context: int,
         lowering: Lowering,
@@ -162,8 +170,8 @@ class Dtop(Trained):
                 x = torch.cat([x[:, :prefix], take_rows(patches, order[:, :budget], self.lowering)], dim=1)
                 done.append((masks, order, valid))
         presence, canvas = self.heads[len(done)](model.norm(x)[:, prefix:], hide(valid, x.dtype))
-        for masks, order, kept in reversed(done):
-            canvas = write(masks, canvas, order, kept, self.lowering)
+        for masks, order, stayed in reversed(done):
+            canvas = write(masks, canvas, order, stayed, self.lowering)
         return presence, canvas
 
     def _mask(self, valid: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
@@ -195,11 +203,9 @@ def create(
     depth, now = len(backbone.blocks), int(backbone.patch_embed.num_patches)
     stages = check_blocks("dtop", stages, depth - 1)
     budgets = (now,) * len(stages) if budgets is None else tuple(budgets)
-    falling = all(1 <= b <= a for a, b in zip((now, *budgets), budgets, strict=False))
-    if len(budgets) != len(stages) or not falling:
-        raise LoadError(
-            f"dtop: budgets={list(budgets)} must be one per stage {list(stages)}, none above the one before or {now}"
-        )
+    wrong = budgets_wrong(budgets, stages, now)
+    if wrong:
+        raise LoadError(f"dtop: {wrong}")
     if not 0 <= threshold <= 1 or context < 1:
         raise LoadError(f"dtop: threshold={threshold:g} must be 0 to 1 and context={context} at least 1")
     classes = 150 if num_classes is None else num_classes
@@ -207,3 +213,55 @@ def create(
     heads = [AtmHead(backbone.embed_dim, classes, count, layers) for _ in range(len(stages) + 1)]
     where = {block - 1: budget for block, budget in zip(stages, budgets, strict=True)}
     return Dtop(backbone, heads, where, threshold, context, lowering).eval()
+
+
+def budgets_wrong(budgets: Sequence[int], stages: Sequence[int], patches: int) -> str | None:
+    """Why the patches kept behind the stages (blocks from 1) cannot be, or None."""
+    falling = all(1 <= b <= a for a, b in zip((patches, *budgets), budgets, strict=False))
+    if len(budgets) == len(stages) and falling:
+        return None
+    return f"budgets={list(budgets)} must be one per stage {list(stages)}, none above the one before or {patches}"
+
+
+class DToPSchedule(Architecture):
+    """`dtop:keep=0.7` or `dtop:budgets=120/60`: room for so many patches behind each stage, with the same weights."""
+
+    name: ClassVar[str] = "dtop"
+    weights: ClassVar[str | None] = "dtop"
+    keys: ClassVar[Mapping[str, str]] = {
+        "keep": "share of the patches that there is room for behind each stage, above 0 and at most 1",
+        "budgets": "patches that there is room for behind each stage",
+    }
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {"threshold": (), "context": ()}
+
+    @staticmethod
+    def check_amount(key: str, value: float) -> str | None:
+        """Whole patches, or a share."""
+        if key == "budgets":
+            return None if value == int(value) > 0 else f"budgets={value:g} must be a whole number, 1 or more"
+        return Reduction.check_amount(key, value)
+
+    @staticmethod
+    def check_option(name: str, value: str) -> str | None:
+        """A confidence from 0 to 1, and a count."""
+        if name == "threshold":
+            return share(name, value)
+        return whole_number(name, value)
+
+    @classmethod
+    def build(cls, module: Any, schedule: TokenSchedule, lowering: Lowering) -> Dtop:
+        """The same heads with other budgets."""
+        blocks = [block + 1 for block in module.stages]
+        amounts = schedule.amounts * len(blocks) if len(schedule.amounts) == 1 else schedule.amounts
+        patches = now = module.grid[0] * module.grid[1]
+        budgets = []
+        for amount in amounts:
+            now = kept(now, amount) if schedule.key == "keep" else int(amount)
+            budgets.append(now)
+        wrong = budgets_wrong(budgets, blocks, patches)
+        if wrong:
+            raise ScheduleError(f"{schedule}: {wrong}")
+        threshold = float(schedule.options.get("threshold", module.threshold))
+        context = int(schedule.options.get("context", module.context))
+        stages = dict(zip(module.stages, budgets, strict=True))
+        return Dtop(module.backbone, list(module.heads), stages, threshold, context, lowering)

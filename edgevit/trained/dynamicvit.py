@@ -79,6 +79,7 @@ class DynamicVit(Trained):
     backbone: timm's VisionTransformer. predictors: one per stage. stages: block (from 0) → (predictor, patches kept).
     """
 
+    method: ClassVar[str] = "dynamicvit"
     renames: ClassVar[Mapping[str, str]] = {"score_predictor.": "predictors."}
 
     def __init__(self, backbone: Any, blocks: Sequence[int], keep: float, lowering: Lowering) -> None:
@@ -92,6 +93,10 @@ class DynamicVit(Trained):
             now = self.stages.get(index, (0, now))[1]
             tokens.append(self.prefix + now)
         self.tokens = tuple(tokens)
+
+    def steps(self) -> nn.ModuleList:
+        """The predictors."""
+        return self.predictors
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Prune in front of the stages' blocks; timm's own blocks and head do the rest."""

@@ -4,9 +4,9 @@ Koner et al., "LookupViT: Compressing visual information to a limited number of 
 section 3; written from its description.
 
     l = embedded patches [B, N, C],   p = l resized bilinearly from the h x w to the m x m grid [B, M, C]
-    A = softmax(q(LN p) · k(LN l)ᵀ / sqrt d)      p ← p + proj(A v(LN l))          p reads the lookup tokens
-    p ← a ViT block on p                                                            timm's own
-    l ← l + proj'(Aᵀ v'(LN p))                    l ← l + MLP'(LN l)                A again, transposed: no second softmax
+    A = softmax(q(LN p) · k(LN l)ᵀ / sqrt d)    p ← p + proj(A v(LN l))    p reads the lookup tokens
+    p ← a ViT block on p                                                    timm's own
+    l ← l + proj'(Aᵀ v'(LN p))                  l ← l + MLP'(LN l)          A transposed: no second softmax
     logits = head(mean over p)
 
 No weight depends on the compressed grid, so one trained set serves every grid: it is chosen at build (`compressed`).
@@ -19,20 +19,25 @@ The backbone is timm's plain ViT without a class token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgevit.errors import LoadError
+from edgevit.errors import LoadError, ScheduleError
 from edgevit.trained.base import Trained, build_backbone
 from edgevit.trained.cross import Cross
+from edgevit.trained.rebuild import Architecture
+
+if TYPE_CHECKING:
+    from edgevit.tokens.lowering import Lowering
+    from edgevit.tokens.schedule import TokenSchedule
 
 
 def resize_matrix(grid: tuple[int, int], compressed: tuple[int, int]) -> torch.Tensor:
-    """Bilinear resizing of an h x w grid as a constant `[M, N]`: one product instead of an operator few targets have."""
+    """Bilinear resizing of an h x w grid as a constant `[M, N]`: one product, where a Resize is rare or differs."""
     count = grid[0] * grid[1]
     basis = torch.eye(count).reshape(count, 1, *grid)
     return F.interpolate(basis, compressed, mode="bilinear", align_corners=False).reshape(count, -1).T.contiguous()
@@ -77,16 +82,14 @@ class Exchange(nn.Module):
 class LookupVit(Trained):
     """Images `[B, 3, H, W]` → `[B, classes]`."""
 
+    method: ClassVar[str] = "lookupvit"
     resize: torch.Tensor
 
-    def __init__(self, backbone: Any, compressed: tuple[int, int]) -> None:
+    def __init__(self, backbone: Any, exchanges: Sequence[nn.Module], compressed: tuple[int, int]) -> None:
         super().__init__(backbone)
-        depth, heads = len(backbone.blocks), backbone.blocks[0].attn.num_heads
-        self.exchanges = nn.ModuleList(
-            Exchange(backbone.embed_dim, heads, last=index == depth - 1) for index in range(depth)
-        )
+        self.exchanges = nn.ModuleList(exchanges)
         self.register_buffer("resize", resize_matrix(backbone.patch_embed.grid_size, compressed), persistent=False)
-        self.tokens = (compressed[0] * compressed[1],) * depth
+        self.tokens = (compressed[0] * compressed[1],) * len(exchanges)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Each block: gather, a ViT block on the compressed tokens, infuse."""
@@ -120,6 +123,43 @@ def create(
     grid = backbone.patch_embed.grid_size
     if backbone.num_prefix_tokens:
         raise LoadError(f"lookupvit: timm:{name} has {backbone.num_prefix_tokens} prefix tokens; it must have none")
-    if len(compressed) != 2 or any(not 1 <= c <= g for c, g in zip(compressed, grid, strict=True)):
-        raise LoadError(f"lookupvit: compressed={tuple(compressed)} must be a grid of at most {tuple(grid)} tokens")
-    return LookupVit(backbone, (compressed[0], compressed[1])).eval()
+    wrong = grid_wrong(compressed, grid)
+    if wrong:
+        raise LoadError(f"lookupvit: {wrong}")
+    depth, heads = len(backbone.blocks), backbone.blocks[0].attn.num_heads
+    exchanges = [Exchange(backbone.embed_dim, heads, last=index == depth - 1) for index in range(depth)]
+    return LookupVit(backbone, exchanges, (compressed[0], compressed[1])).eval()
+
+
+def grid_wrong(compressed: Sequence[int], grid: Sequence[int]) -> str | None:
+    """Why a compressed grid does not fit the grid of patches, or None."""
+    if len(compressed) == 2 and all(1 <= c <= g for c, g in zip(compressed, grid, strict=True)):
+        return None
+    return f"compressed={tuple(compressed)} must be a grid of at most {tuple(grid)} tokens"
+
+
+class LookupViTSchedule(Architecture):
+    """`lookupvit:compressed=5`: a 5 x 5 compressed grid, with the same weights."""
+
+    name: ClassVar[str] = "lookupvit"
+    weights: ClassVar[str | None] = "lookupvit"
+    keys: ClassVar[Mapping[str, str]] = {"compressed": "side of the compressed grid; 5/7: five rows, seven columns"}
+
+    @staticmethod
+    def check_amount(key: str, value: float) -> str | None:
+        """A whole number."""
+        return None if value == int(value) > 0 else f"{key}={value:g} must be a whole number, 1 or more"
+
+    @staticmethod
+    def check_together(key: str, amounts: Sequence[float], options: Mapping[str, str]) -> str | None:
+        """One side, or rows and columns."""
+        return f"{key}= takes one side, or rows/columns" if len(amounts) > 2 else None
+
+    @classmethod
+    def build(cls, module: Any, schedule: TokenSchedule, lowering: Lowering) -> LookupVit:
+        """The same blocks on another grid."""
+        compressed = (int(schedule.amounts[0]), int(schedule.amounts[-1]))
+        wrong = grid_wrong(compressed, module.backbone.patch_embed.grid_size)
+        if wrong:
+            raise ScheduleError(f"{schedule}: {wrong}")
+        return LookupVit(module.backbone, list(module.exchanges), compressed)

@@ -12,23 +12,28 @@ Prefix tokens (class, distillation) bypass it. The inverse module and the distil
 A trap of the reference repository: its forward slims only when a distillation type is set, so a checkpoint built for
 plain evaluation runs dense and slow without a word. Here the slimming always runs.
 
-Keys are ours (`slims.{i}.norm`, `.hidden`, `.assign`, `.scale`): no key list of a public checkpoint could be read. The
-published models also stand on a convolutional stem (their MACs only add up with one), which timm's plain ViT lacks;
-this module is the method on a plain ViT.
+Keys are ours (`slims.{i}.norm`, `.hidden`, `.assign`, `.scale`), and so is that the scale is learned: no key list of a
+public checkpoint could be read. The published MACs are about 0.3 G above those of a plain patch embedding, which
+suggests another stem; this module is the method on timm's plain ViT.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgevit.errors import LoadError
+from edgevit.errors import LoadError, ScheduleError
 from edgevit.trained.base import Trained, build_backbone
+from edgevit.trained.rebuild import Architecture, one_amount
+
+if TYPE_CHECKING:
+    from edgevit.tokens.lowering import Lowering
+    from edgevit.tokens.schedule import TokenSchedule
 
 STAGES = {  # blocks per stage of the published sizes
     "tiny": (1, 1, 1, 11),
@@ -69,13 +74,18 @@ def slimmed(patches: int, keep: float, stages: int) -> tuple[int, ...]:
 
 
 class Sit(Trained):
-    """Images `[B, 3, H, W]` → what the backbone's head gives, `[B, classes]`."""
+    """Images `[B, 3, H, W]` → what the backbone's head gives, `[B, classes]`.
 
-    def __init__(self, backbone: Any, stages: Sequence[int], keep: float) -> None:
+    slims: one behind each stage but the last. stages: blocks per stage. counts: patches behind each slimming.
+    """
+
+    method: ClassVar[str] = "sit"
+
+    def __init__(self, backbone: Any, slims: Sequence[Any], stages: Sequence[int]) -> None:
         super().__init__(backbone)
         patches, self.prefix = backbone.patch_embed.num_patches, backbone.num_prefix_tokens
-        counts = slimmed(patches, keep, len(stages))
-        self.slims = nn.ModuleList(Slim(backbone.embed_dim, count) for count in counts)
+        self.slims, self.stages = nn.ModuleList(slims), tuple(stages)
+        self.counts = counts = tuple(int(slim.assign.out_features) for slim in slims)
         self.ends = tuple(accumulate(stages))[:-1]  # blocks (from 1) that a slimming follows
         per_stage = zip(stages, (patches, *counts), strict=True)
         self.tokens = tuple(self.prefix + count for blocks, count in per_stage for _ in range(blocks))
@@ -100,12 +110,14 @@ def create(
     *,
     stages: Sequence[int] = (),
     keep: float = 0.5,
+    counts: Sequence[int] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Sit:
     """A SiT on timm's `name` with random weights.
 
     stages: blocks per stage, as many in all as the backbone has (STAGES lists the published ones); it has no default,
-    because the weights fit any split and only the right one gives the trained model. Raises LoadError.
+    because the weights fit any split and only the right one gives the trained model. counts: patches behind each
+    slimming, where they are known; None: int(N0 * keep^i). Raises LoadError.
     """
     if not 0 < keep < 1:
         raise LoadError(f"sit: keep={keep:g} must be above 0 and below 1 (0.5 halves the patches behind each stage)")
@@ -115,6 +127,37 @@ def create(
         raise LoadError(
             f"sit: stages={list(stages)} must be blocks per stage, {depth} in all for timm:{name}; published: {STAGES}"
         )
-    if any(not count for count in slimmed(patches, keep, len(stages))):
+    counts = slimmed(patches, keep, len(stages)) if counts is None else tuple(counts)
+    if any(not count for count in counts):
         raise LoadError(f"sit: keep={keep:g} leaves none of {patches} patches after {len(stages) - 1} slimmings")
-    return Sit(backbone, tuple(stages), keep).eval()
+    if len(counts) != len(stages) - 1:
+        raise LoadError(f"sit: {len(counts)} slimmings need {len(counts) + 1} stages, got stages={list(stages)}")
+    return Sit(backbone, [Slim(backbone.embed_dim, count) for count in counts], stages).eval()
+
+
+class SiTSchedule(Architecture):
+    """`sit:keep=0.5`: as the checkpoint was trained; its weights fix how many patches each slimming leaves."""
+
+    name: ClassVar[str] = "sit"
+    weights: ClassVar[str | None] = "sit"
+    keys: ClassVar[Mapping[str, str]] = {"keep": "share of the patches behind each slimming, the checkpoint's own"}
+
+    @staticmethod
+    def check_together(key: str, amounts: Sequence[float], options: Mapping[str, str]) -> str | None:
+        """One share."""
+        return one_amount(key, amounts)
+
+    @classmethod
+    def build(cls, module: Any, schedule: TokenSchedule, lowering: Lowering) -> Sit:
+        """The same model, once its counts are those asked for."""
+        asked = slimmed(module.backbone.patch_embed.num_patches, schedule.amounts[0], len(module.stages))
+        if asked != module.counts:
+            raise ScheduleError(
+                f"{schedule} leaves {_per_slimming(asked)} patches, and this checkpoint was trained to leave "
+                f"{_per_slimming(module.counts)}; train one for each keep"
+            )
+        return Sit(module.backbone, list(module.slims), module.stages)
+
+
+def _per_slimming(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))

@@ -1,7 +1,7 @@
 """STViT-R: in stage 3 of a Swin, a few semantic tokens per window do the work; the grid is recovered from them.
 
 Chang et al., "Making Vision Transformers Efficient from A Token Sparsification View", CVPR 2023 (arXiv:2303.08685),
-sections 3.2 and 3.4; written from its description. Stage 3's blocks come in sixes:
+section 3; written from its description. Stage 3's blocks come in sixes:
 
     0  swin       timm's own block on the grid x [B, H, W, C]
     1  generate   q = adaptive max-pool of each w x w window to s x s, plus a depth-wise convolution for position;
@@ -12,27 +12,33 @@ sections 3.2 and 3.4; written from its description. Stage 3's blocks come in six
     5  recover    x reads the semantic tokens, so that stage 4 gets its grid back
 
 Every attention has a pre-norm, a residual with LayerScale (1e-5 at the start of training) and an MLP behind it. With
-w = 7 on a 14 x 14 grid the local patches are 10 x 10 at stride 4, as in the paper; on other grids the stride spreads
-them evenly. Blocks 2 to 5 see the tokens of the whole image.
+w = 7 on a 14 x 14 grid the local patches are 10 x 10 at stride 4, as published; on other grids they are spread evenly
+from edge to edge, which is ours. So is that blocks 2 to 5 see the tokens of the whole image.
 
 Keys. Those of the plain Swin parts are the repository's: downsampling is renumbered and the classifier renamed to
 timm's spelling, position indices and masks are computed (`own_key`). Those of the five other blocks are ours, as is the
 shape of the learned start (one window's tokens, the same for every window): no key list of a checkpoint could be read.
+A user's listing in the repository's issue 8 adds the start in the first six only; here every six has its own.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
-from edgevit.errors import LoadError
+from edgevit.errors import LoadError, ScheduleError
 from edgevit.trained.base import PREFIX, Trained, build_backbone
 from edgevit.trained.cross import Cross
+from edgevit.trained.rebuild import Architecture, one_amount
+
+if TYPE_CHECKING:
+    from edgevit.tokens.lowering import Lowering
+    from edgevit.tokens.schedule import TokenSchedule
 
 PATTERN = ("swin", "generate", "generate globally", "self", "self", "recover")
 HALO = 3  # a window's local context is this much larger than the window
@@ -63,8 +69,8 @@ def local_context(x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
     for axis, size in zip((1, 3), window, strict=True):  # the second axis moves one back behind the first's two
         cells, windows = x.shape[axis], x.shape[axis] // size
         patch = min(size + HALO, cells)
-        stride = (cells - patch) // max(windows - 1, 1)
-        x = torch.stack([x.narrow(axis, i * stride, patch) for i in range(windows)], dim=axis)
+        starts = [i * (cells - patch) // max(windows - 1, 1) for i in range(windows)]  # the last one ends at the edge
+        x = torch.stack([x.narrow(axis, start, patch) for start in starts], dim=axis)
     x = x.transpose(2, 3)  # [B, nh, nw, patch h, patch w, C]
     return x.reshape(batch * x.shape[1] * x.shape[2], x.shape[3] * x.shape[4], channels)
 
@@ -108,8 +114,8 @@ class Generate(nn.Module):
         pooled = pool_windows(x, self.window, self.count)
         pooled = pooled + self.position(pooled.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         tokens = to_windows(pooled, self.count)
-        tokens = self.cross(tokens, torch.cat([tokens, local_context(x, self.window)], dim=1))
-        return tokens.reshape(x.shape[0], -1, x.shape[3])
+        out: torch.Tensor = self.cross(tokens, torch.cat([tokens, local_context(x, self.window)], dim=1))
+        return out.reshape(x.shape[0], -1, x.shape[3])
 
 
 class GenerateGlobally(nn.Module):
@@ -147,39 +153,34 @@ def semantic_blocks(blocks: Any, count: int) -> SemanticBlocks:
     from timm.models.vision_transformer import Block
 
     width, heads, window = blocks[0].dim, blocks[0].attn.num_heads, blocks[0].window_size
-    new: list[nn.Module] = []
-    for index, block in enumerate(blocks):
-        kind = PATTERN[index % len(PATTERN)]
-        new.append(
-            block
-            if kind == "swin"
-            else Generate(width, heads, window, count)
-            if kind == "generate"
-            else GenerateGlobally(width, heads, count)
-            if kind == "generate globally"
-            else CrossBlock(width, heads)
-            if kind == "recover"
-            else Block(width, heads, qkv_bias=True, init_values=LAYER_SCALE)
-        )
-    return SemanticBlocks(*new)
+    make: dict[str, Callable[[], nn.Module]] = {
+        "generate": lambda: Generate(width, heads, window, count),
+        "generate globally": lambda: GenerateGlobally(width, heads, count),
+        "self": lambda: Block(width, heads, qkv_bias=True, init_values=LAYER_SCALE),
+        "recover": lambda: CrossBlock(width, heads),
+    }
+    kinds = [PATTERN[index % len(PATTERN)] for index in range(len(blocks))]
+    return SemanticBlocks(*(make[kind]() if kind in make else block for kind, block in zip(kinds, blocks, strict=True)))
 
 
 class StVit(Trained):
-    """Images `[B, 3, H, W]` → `[B, classes]`; `backbone` is timm's SwinTransformer with another stage 3."""
+    """Images `[B, 3, H, W]` → `[B, classes]`.
 
+    backbone: timm's SwinTransformer whose stage 3 is `SemanticBlocks`. semantic: s, semantic tokens along a window.
+    """
+
+    method: ClassVar[str] = "stvit"
     unused: ClassVar[tuple[str, ...]] = ("relative_position_index", "attn_mask")
 
-    def __init__(self, backbone: Any, count: int) -> None:
+    def __init__(self, backbone: Any, semantic: int) -> None:
         super().__init__(backbone)
-        blocks = backbone.layers[2].blocks
+        self.semantic, blocks = semantic, backbone.layers[2].blocks
         (height, width), (h, w) = blocks[0].input_resolution, blocks[0].window_size
-        semantic = (height // h) * (width // w) * count * count
-        per_six = (height * width, height * width, semantic, semantic, semantic, height * width)
+        few = (height // h) * (width // w) * semantic * semantic
+        per_six = (height * width, height * width, few, few, few, height * width)
         self.tokens = per_six * (len(blocks) // len(PATTERN))
-        backbone.layers[2].blocks = semantic_blocks(blocks, count).eval()
 
-    @classmethod
-    def own_key(cls, key: str) -> str:
+    def own_key(self, key: str) -> str:
         """Microsoft's Swin downsamples at the end of a stage, timm's at the start of the next."""
         key = re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", key)
         return PREFIX + re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", key)
@@ -214,4 +215,30 @@ def create(
         raise LoadError(f"stvit: stage 3's grid {grid} is not a multiple of its windows {window}; give --input-size")
     if not 1 <= semantic <= min(window):
         raise LoadError(f"stvit: semantic={semantic} must be 1 to {min(window)}, the window's side")
+    backbone.layers[2].blocks = semantic_blocks(blocks, semantic)
     return StVit(backbone, semantic).eval()
+
+
+class STViTSchedule(Architecture):
+    """`stvit:semantic=3`: as the checkpoint was trained, with 3 x 3 semantic tokens per window."""
+
+    name: ClassVar[str] = "stvit"
+    weights: ClassVar[str | None] = "stvit"
+    keys: ClassVar[Mapping[str, str]] = {"semantic": "semantic tokens along a window's side, the checkpoint's own"}
+
+    @staticmethod
+    def check_amount(key: str, value: float) -> str | None:
+        """A whole number."""
+        return None if value == int(value) > 0 else f"{key}={value:g} must be a whole number, 1 or more"
+
+    @staticmethod
+    def check_together(key: str, amounts: Sequence[float], options: Mapping[str, str]) -> str | None:
+        """One side."""
+        return one_amount(key, amounts)
+
+    @classmethod
+    def build(cls, module: Any, schedule: TokenSchedule, lowering: Lowering) -> StVit:
+        """The same model, once its count is the one asked for."""
+        if schedule.amounts[0] != module.semantic:
+            raise ScheduleError(f"{schedule}: this checkpoint was trained with semantic={module.semantic}")
+        return StVit(module.backbone, module.semantic)

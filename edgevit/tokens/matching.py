@@ -1,0 +1,30 @@
+"""Matching two given sets of patches, as ToMe matches even and odd positions."""
+
+from __future__ import annotations
+
+import torch
+
+from edgevit.tokens.lowering import ascending, take
+from edgevit.tokens.plans import Merge, with_prefix
+from edgevit.tokens.protocol import Site
+
+
+def bipartite(site: Site, a: torch.Tensor, b: torch.Tensor, scores: torch.Tensor) -> Merge:
+    """The best-scored patches of `a` join their best of `b`, until `tokens_out` are left.
+
+    a: `[B, Na]`, b: `[B, Nb]`, patches counted from 0 behind the prefix, every patch in one of them. scores:
+    `[B, Na, Nb]` float32. Order behind it: prefix, what is left of `a` in the order of `a`, then `b`.
+    """
+    count = site.tap.k.shape[2]
+    merge = count - site.tokens_out
+    best, nearest = scores.max(dim=-1)
+    order = best.topk(best.shape[1], dim=-1).indices
+    merged, kept = order[:, :merge], ascending(order[:, merge:])
+    patches = torch.cat([take(a, kept, site.lowering), b], dim=1)
+    return Merge(
+        order=with_prefix(site.prefix, patches),
+        merged=take(a, merged, site.lowering) + site.prefix,
+        target=take(nearest, merged, site.lowering) + (site.prefix + kept.shape[1]),
+        count=count,
+        lowering=site.lowering,
+    )
