@@ -22,6 +22,14 @@ _PUBLIC = {
     "evaluate": "edgevit.evaluate",
     "profile": "edgevit.devices.bench",
     "Bundle": "edgevit.bundle",
+    # for a model of one's own: docs/own-model.md
+    "VitModel": "edgevit.stages",
+    "Stage": "edgevit.stages",
+    "Tap": "edgevit.stages",
+    "InputSpec": "edgevit.stages",
+    "Block": "edgevit.adapters.block",
+    "prove_identity": "edgevit.adapters",
+    "to_onnx": "edgevit.export.to_onnx",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -234,7 +234,7 @@ def _classes(path: Path, metadata: Mapping[str, str], state: Mapping[str, torch.
     return None
 
 
-def fill(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path | str, arch: str, fit_positions: bool) -> None:
+def fill(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, arch: str, fit_positions: bool) -> None:
     """Load strictly; name what is missing, unexpected, misshapen or not finite."""
     check_finite(str(path), state)
     if fit_positions and hasattr(module, "patch_embed"):

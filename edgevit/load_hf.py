@@ -1,5 +1,8 @@
 """transformers' models: a folder that `save_pretrained` wrote, or a name on the Hugging Face hub.
 
+    hf:FOLDER                      a classifier's logits, an encoder's tokens or embedding (adapters.hf.default_output)
+    hf:FOLDER#last_hidden_state    another output by its name in transformers
+
 Only safetensors are read and no code of a repository is run. Images are prepared as preprocessor_config.json says, or
 the model is refused: a wrong resize costs accuracy in silence.
 """
@@ -29,29 +32,32 @@ NOT_READ = re.compile(  # in the file, but no part of what an encoder's output i
 )
 KNOWN_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 INTERPOLATION = dict(enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")))  # PIL's numbers
-OUTSIDE = "write the preprocessing as JSON and pass --preprocess FILE (README: loading)"
+OUTSIDE = "pass --preprocess FILE (JSON with size, resize, crop_pct, interpolation, mean, std)"
 
 
-def load_hf(model: str, input_size: tuple[int, int] | None = None, own_preprocess: Preprocess | None = None) -> Checkpoint:
-    """Load `hf:FOLDER` or `hf:NAME`. own_preprocess: the user's, instead of the repository's.
+def load_hf(
+    model: str, input_size: tuple[int, int] | None = None, own_preprocess: Preprocess | None = None
+) -> Checkpoint:
+    """Load `hf:FOLDER` or `hf:OWNER/NAME`; `#OUTPUT` behind it names another output than the default.
 
-    Raises LoadError, MissingExtra.
+    own_preprocess: the user's, instead of the repository's. Raises LoadError, MissingExtra.
     """
     from edgevit.adapters.hf import OneTensor, default_output
     from edgevit.adapters.hf_size import fit_image_size
     from edgevit.load import check_finite
 
+    model, _, asked = model.partition("#")
+    where = _place(model)
     try:
         import transformers
     except ModuleNotFoundError as error:
         raise missing_extra("hf", error) from error
-    where = _place(model)
     with _silent(transformers):
         config = _fetch(model, lambda: transformers.AutoConfig.from_pretrained(where, trust_remote_code=False))
         cls = _model_class(model, config, transformers)
         module = _weights(model, where, cls)
         preprocess = own_preprocess or _preprocess(model, where, transformers)
-    output = default_output(module)
+    output = asked or default_output(module)
     if output is None:
         raise LoadError(f"{model} is a {cls.__name__}; edgevit loads image classifiers and vision encoders")
     check_finite(model, module.state_dict())
@@ -79,7 +85,9 @@ def _place(model: str) -> str:
             raise LoadError(f"{model}: {folder} has no config.json; give the folder that save_pretrained wrote")
         return str(folder.resolve())
     if folder.exists() or folder.is_absolute() or where.startswith((".", "~")) or where.count("/") > 1 or not where:
-        raise LoadError(f"{model}: there is no folder {where!r}; write hf:FOLDER (from save_pretrained) or hf:OWNER/NAME")
+        raise LoadError(
+            f"{model}: there is no folder {where!r}; write hf:FOLDER (from save_pretrained) or hf:OWNER/NAME"
+        )
     return where
 
 
@@ -109,8 +117,8 @@ def _fetch(model: str, read: Callable[[], Any]) -> Any:
         return read()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
         raise LoadError(
-            f"{model} cannot be read ({first_line(error)}); without a network give a folder that save_pretrained wrote: "
-            "hf:FOLDER"
+            f"{model} cannot be read ({first_line(error)}); without a network give hf:FOLDER, a folder that "
+            "save_pretrained wrote"
         ) from error
     except Exception as error:
         # Error classes of the hub's client and of safetensors, which are not public in one place.
@@ -125,8 +133,8 @@ def _model_class(model: str, config: Any, transformers: Any) -> Any:
     if not names:
         raise LoadError(f"{model}: config.json names no architectures; save the model with save_pretrained")
     name = VISION.get(names[0], names[0])
-    cls = getattr(transformers, name, None)
-    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
+    cls: Any = getattr(transformers, name, None)
+    if transformers.PreTrainedModel not in getattr(cls, "__mro__", ()):
         raise LoadError(f"{model} is a {names[0]}, which transformers {transformers.__version__} does not have")
     if cls.main_input_name != "pixel_values":
         raise LoadError(f"{model} is a {names[0]}, which takes no images; edgevit loads image classifiers and encoders")
@@ -187,7 +195,9 @@ def _preprocess(model: str, where: str, transformers: Any) -> Preprocess:
     try:
         return to_preprocess(processor.to_dict())
     except (LoadError, KeyError, TypeError, ValueError) as error:
-        raise LoadError(f"{model}: preprocessor_config.json cannot be expressed ({first_line(error)}); {OUTSIDE}") from error
+        raise LoadError(
+            f"{model}: preprocessor_config.json cannot be expressed ({first_line(error)}); {OUTSIDE}"
+        ) from error
 
 
 def to_preprocess(values: Mapping[str, Any]) -> Preprocess:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgevit.errors import EdgeVitError, LoadError, missing_extra
 from edgevit.names import did_you_mean
 from edgevit.preprocess import Preprocess
+from edgevit.trained import TRAINED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 def check_timm(arch: str) -> str:
     """The timm name in `timm:NAME`. Raises LoadError, MissingExtra."""
     if not arch.startswith("timm:"):
-        raise LoadError(f"architecture {arch!r} is not understood; write timm:NAME or torchvision:NAME")
+        near = did_you_mean(arch.partition(":")[0], TRAINED)
+        raise LoadError(
+            f"architecture {arch!r} is not understood{near}; write timm:NAME or torchvision:NAME, or for weights trained "
+            f"with their token reduction {', '.join(f'{name}:NAME' for name in TRAINED)}"
+        )
     name = arch.removeprefix("timm:")
     try:
         import timm

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import LoadError, missing_extra
@@ -20,7 +20,10 @@ OLD_NAMES = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}  # in the
 
 
 def load_torchvision(model: str, input_size: tuple[int, int] | None = None) -> Checkpoint:
-    """Load `torchvision:NAME` with its published weights, from the hub or the hub's cache. Raises LoadError, MissingExtra."""
+    """Load `torchvision:NAME` with its published weights, from the hub or the hub's cache.
+
+    Raises LoadError, MissingExtra.
+    """
     from edgevit.load import fill, sha256_state
 
     weights = _default_weights(_check(model))
@@ -34,7 +37,7 @@ def load_torchvision(model: str, input_size: tuple[int, int] | None = None) -> C
             f"`edgevit export FILE --arch {model}`"
         ) from error
     module, preprocess, state = build_torchvision(model, state, input_size)
-    fill(module, state, model, model, fit_positions=False)
+    fill(module, state, Path(model), model, fit_positions=False)
     names = tuple(weights.meta.get("categories", ())) or None
     return Checkpoint(model, model, sha256_state(state), preprocess, None, module.eval(), labels=names)
 
@@ -84,7 +87,7 @@ def _check(arch: str) -> str:
 
 
 def _default_weights(name: str) -> Any:
-    """torchvision's own choice among the weights of a model, or None."""
+    """The library's own choice among the weights of a model, or None."""
     from torchvision.models import get_model_weights
 
     return getattr(get_model_weights(name), "DEFAULT", None)
@@ -118,7 +121,8 @@ def _classes(module: nn.Module, state: Mapping[str, torch.Tensor]) -> int | None
 
 
 def _new_name(key: str) -> str:
-    """
+    """A key of the published files as the class spells it now.
+
     >>> _new_name("encoder.layers.encoder_layer_0.mlp.linear_1.bias")
     'encoder.layers.encoder_layer_0.mlp.0.bias'
     """

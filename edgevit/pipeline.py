@@ -143,6 +143,7 @@ def _build(
 ) -> tuple[Bundle, tuple[str, ...]]:
     """Everything between a loaded model and a verified bundle in `folder`."""
     from edgevit.check import check_engine, check_images
+    from edgevit.export.rewrite import rewritten
     from edgevit.stages import InputSpec
 
     inputs = InputSpec(settings.batch, *checkpoint.preprocess.size)
@@ -154,6 +155,8 @@ def _build(
     if precision.startswith("int8"):
         assert data is not None  # ExportSettings refuses int8 without --calib, and then data is that
         graph = _quantize(graph, target, checkpoint, data, progress)
+    elif not schedule.is_none:
+        graph = rewritten(graph, target.policy.forms)
     refusals = target.refuses(graph)
     if refusals:
         first = refusals[0]
@@ -224,7 +227,7 @@ def _trace(
             f"{checkpoint.name} takes images {vit.image_size}, and preprocessing makes "
             f"{(inputs.height, inputs.width)}; pass --input-size or --preprocess that fits"
         )
-    reduced = reduce(vit, schedule, target.policy.lowering)
+    reduced = reduce(vit, schedule, target.policy.lowering, target.policy.explicit)
     return reduced, trace(reduced.module, inputs)
 
 

@@ -27,7 +27,8 @@ class Preprocess:
     """How an image becomes the input tensor.
 
     `squash` resizes to exactly size = (H, W). `shortest` resizes the short side to size / crop_pct and crops the
-    centre. `squash_crop` resizes to exactly size / crop_pct and crops the centre. Then RGB in [0, 1], minus `mean`, divided by `std`, per channel.
+    centre. `squash_crop` resizes to exactly size / crop_pct and crops the centre. Then RGB in [0, 1], minus `mean`,
+    divided by `std`, per channel.
     """
 
     size: tuple[int, int]

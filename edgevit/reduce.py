@@ -39,6 +39,7 @@ class Step:
     points: int = 1
     lowering: Lowering = "gather"
     positional: bool = False
+    explicit: bool = False
     trained: nn.Module | None = field(default=None, compare=False)
 
     @property
@@ -76,7 +77,6 @@ class Reducer(nn.Module):
     def __init__(self, step: Step) -> None:
         super().__init__()
         self.step = step
-        self.trained = step.trained  # its parameters become part of the module tree
 
     def forward(self, tap: Tap, x: torch.Tensor, tokens: Tokens) -> tuple[torch.Tensor, Tokens, Plan]:
         """Decide on `x` `[B, N, C]` and apply."""
@@ -114,7 +114,7 @@ class ReducedBlock(nn.Module):
         if self.narrow:
             x = block.finish(x, self.narrow(block, tap, x, tokens), tap)
             return block.feed_forward(x), tokens, None, tap
-        explicit = show or (self.reducer is not None and self.reducer.step.method.probabilities)
+        explicit = show or (self.reducer is not None and self.reducer.step.explicit)
         attended, probabilities = block.attend(tap, explicit)
         tap = tap._replace(probabilities=probabilities)
         x = block.finish(x, attended, tap)
@@ -166,6 +166,8 @@ class ReducedVit(nn.Module):
         self.between = nn.ModuleList(
             m for stage in vit.stages for m in (stage.enter, stage.leave) if isinstance(m, nn.Module)
         )
+        # all steps hold the same; here its parameters are part of the module tree, once
+        self.trained = next((step.trained for step in steps.values() if step.trained is not None), None)
         self.until = until
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -226,8 +228,13 @@ def dense_macs(module: nn.Module, shape: tuple[int, int, int, int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def reduce(vit: VitModel, schedule: TokenSchedule, lowering: Lowering = "gather") -> ReducedModel:
-    """Apply a schedule to an adapted model. Raises ScheduleError where they do not fit."""
+def reduce(
+    vit: VitModel, schedule: TokenSchedule, lowering: Lowering = "gather", explicit: bool = False
+) -> ReducedModel:
+    """Apply a schedule to an adapted model. Raises ScheduleError where they do not fit.
+
+    lowering, explicit: the forms a target prefers (`runtimes.base.Policy`); all give the same values.
+    """
     _check_fit(vit, schedule)
     if not vit.blocks:
         from edgevit.trained.rebuild import rebuild
@@ -243,7 +250,7 @@ def reduce(vit: VitModel, schedule: TokenSchedule, lowering: Lowering = "gather"
     wrong = None if schedule.is_none else method(schedule.method).check_counts(counts, vit)
     if wrong:
         raise ScheduleError(f"{counts.schedule}: {wrong}")
-    steps = _steps(vit, counts, lowering)
+    steps = _steps(vit, counts, lowering, explicit)
     module: nn.Module = vit.module
     if steps:
         module = ReducedVit(vit, steps, until=schedule.until).eval()
@@ -280,12 +287,14 @@ def _check_fit(vit: VitModel, schedule: TokenSchedule) -> None:
         raise ScheduleError(wrong)
 
 
-def _steps(vit: VitModel, counts: Counts, lowering: Lowering) -> dict[int, Step]:
+def _steps(vit: VitModel, counts: Counts, lowering: Lowering, explicit: bool) -> dict[int, Step]:
     """The reduction points, by block number."""
     homes: list[Stage] = [stage for stage in vit.stages for _ in stage.blocks]
     moving = [i for i, (now, out) in enumerate(zip(counts.before, counts.after, strict=True)) if out < now]
     where = scheduled_blocks(counts.schedule, len(homes)) if moving else ()
-    trained = getattr(method(counts.schedule.method), "weights", None) if moving else None
+    cls = method(counts.schedule.method) if moving else None
+    trained = getattr(cls, "weights", None)
+    shown = cls is not None and (cls.probabilities or (explicit and cls.needs_class_token))
     return {
         index + 1: Step(
             schedule=counts.schedule,
@@ -298,6 +307,7 @@ def _steps(vit: VitModel, counts: Counts, lowering: Lowering) -> dict[int, Step]
             points=len(where),
             lowering=lowering,
             positional=vit.positional,
+            explicit=shown,
             trained=vit.trained[trained] if trained else None,
         )
         for index in moving

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import GraphError
-from edgevit.stages import InputSpec
+from edgevit.stages import Graph, InputSpec
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,7 @@ Node = Any
 PASSES = {
     "patches_as_linear": "edgevit.export.patches_as_linear:patches_as_linear",
     "split_qkv": "edgevit.export.split_qkv:split_qkv",  # before the scale: it frees the query's own Linear
+    "attention_by_head": "edgevit.export.attention_by_head:attention_by_head",  # after the split: it reads the parts
     "fold_attention_scale": "edgevit.export.fold_attention_scale:fold_attention_scale",
     "drop_unread_tokens": "edgevit.export.drop_unread_tokens:drop_unread_tokens",  # after the split: q alone shrinks
     "fold_norm_affine": "edgevit.export.fold_norm_affine:fold_norm_affine",  # last: it sees the final Linears
@@ -47,6 +48,15 @@ def rewrite(module: GraphModule, inputs: InputSpec, names: Sequence[str]) -> tup
                 _prove(name, before, module(images))
                 done.append(name)
     return tuple(done)
+
+
+def rewritten(graph: Graph, names: Sequence[str]) -> Graph:
+    """The program behind the named passes; the same object when none matched."""
+    from edgevit.export.trace import export_program
+
+    module = graph.program.module()
+    done = rewrite(module, graph.inputs, names)
+    return Graph(export_program(module, graph.inputs), graph.inputs, (*graph.passes, *done)) if done else graph
 
 
 def sweep(module: GraphModule) -> None:

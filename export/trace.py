@@ -75,7 +75,7 @@ def attend_in_four_dimensions(program: ExportedProgram) -> None:
     for node in list(program.graph.nodes):
         if node.target is not aten.scaled_dot_product_attention.default or node.meta["val"].ndim != 5:
             continue
-        if len(node.args) > 3 and node.args[3] is not None or node.kwargs.get("attn_mask") is not None:
+        if (len(node.args) > 3 and node.args[3] is not None) or node.kwargs.get("attn_mask") is not None:
             continue
         out = node.meta["val"]
         with program.graph.inserting_before(node):
@@ -92,7 +92,7 @@ def _reshaped(program: ExportedProgram, node: Node, shape: tuple[int, ...]) -> N
     import torch
 
     value = node.meta["val"].reshape(shape)
-    new = program.graph.call_function(torch.ops.aten.reshape.default, (node, list(value.shape)))
+    new: Node = program.graph.call_function(torch.ops.aten.reshape.default, (node, list(value.shape)))
     new.meta.update(node.meta, val=value)
     return new
 

@@ -21,6 +21,10 @@ class Policy:
 
     precisions: what `--precision` may be; the first is the default. int8: what `--int8` means here.
     rewrites: exact float passes (edgevit.export.rewrite.PASSES) before quantization.
+    forms: exact float passes on a reduced program that is not quantized. A dense float program stays as traced: it is
+        the baseline.
+    explicit: blocks that reduce by attention share one explicit softmax with the attention, where the runtime would
+        decompose the fused operator anyhow; else the class token's row is computed again beside the fused kernel.
     tolerance: per precision, the largest difference from eager float32 on real images, relative to the largest output;
         None where only agreement can be judged (8 bits). Each with its reason beside it.
     """
@@ -30,6 +34,8 @@ class Policy:
     scheme: QuantScheme
     rewrites: tuple[str, ...]
     lowering: Lowering
+    forms: tuple[str, ...] = ()
+    explicit: bool = False
     tolerance: dict[str, float | None]
 
 

@@ -24,6 +24,8 @@ VERIFIED = "yes"
 
 SPECS = {  # what a generic `keep=0.7` at the method's own blocks does not say
     "expedit": "expedit:keep=0.5@1",
+    "stvit": "stvit:semantic=2",
+    "lookupvit": "lookupvit:compressed=2",
 }
 
 

@@ -132,8 +132,8 @@ def test_source_hash_is_that_of_the_file(weights):
         (".", "is a folder"),
         ("model.h5", "unknown ending '.h5'"),
         ("model.onnx", "give the PyTorch model"),
-        ("hf:someone/model", "not read by this version"),
-        ("torchvision:vit_b_16", "not read by this version"),
+        ("hf:", "write hf:FOLDER"),
+        ("torchvision:vit_b_61", "did you mean vit_b_16"),
         ("timm:vit_tinny_patch16_224", "did you mean vit_tiny_patch16_224"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ PROCESSOR = {
 
 
 @pytest.fixture
-def saved(tmp_path, capfd):
+def saved(tmp_path):
     """Factory: a model in a folder as save_pretrained leaves it, with an image processor; (model, "hf:FOLDER")."""
 
     def save(name=VIT, processor=PROCESSOR, **config):
@@ -36,7 +37,6 @@ def saved(tmp_path, capfd):
         model.save_pretrained(tmp_path / "model")
         if processor is not None:
             (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(processor))
-        capfd.readouterr()  # transformers' progress while it saves
         return model, f"hf:{tmp_path / 'model'}"
 
     return save
@@ -79,6 +79,7 @@ def test_a_saved_model_computes_what_it_did(saved, name, arch):
 
 def test_the_checkpoint_says_where_it_came_from(saved, capfd):
     _, where = saved(id2label={i: f"kind {i}" for i in range(7)})
+    capfd.readouterr()  # transformers' progress while it saved
     checkpoint = load(where)
     folder = Path(where.removeprefix("hf:"))
     assert checkpoint.name == "model"
@@ -120,6 +121,20 @@ def test_of_two_towers_the_image_embedding_is_loaded(tmp_path, kind):
         found = model.get_image_features(images())
         want = found if isinstance(found, torch.Tensor) else found.pooler_output
     torch.testing.assert_close(outputs(load(f"hf:{tmp_path}")), want, **SAME)
+
+
+def test_another_output_than_the_default_by_its_name(saved):
+    model, where = saved("transformers CLIP vision (image embedding)")
+    checkpoint = load(f"{where}#last_hidden_state")
+    with torch.no_grad():
+        torch.testing.assert_close(outputs(checkpoint), model(images()).last_hidden_state, **SAME)
+    assert adapt(checkpoint.module).pooling == "none"
+
+
+def test_an_output_that_the_model_does_not_have(saved, refused):
+    _, where = saved()
+    text = refused("export", f"{where}#embedding", "--target", "fake", "-o", "out")
+    assert "ViTForImageClassification returns no 'embedding'" in text
 
 
 @pytest.mark.parametrize("name", [VIT, "transformers DeiT distilled"])
@@ -195,6 +210,15 @@ def test_a_folder_that_is_none_of_transformers(tmp_path):
     assert "write hf:FOLDER" in why("hf:")
 
 
+def test_without_transformers_the_extra_is_named(saved, monkeypatch):
+    from edgevit.errors import MissingExtra
+
+    _, where = saved()
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'edgevit\[hf\]'"):
+        load(where)
+
+
 def test_a_name_without_a_network_says_to_give_a_folder(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("We couldn't connect to the hub")  # its real retries take half a minute
@@ -202,7 +226,7 @@ def test_a_name_without_a_network_says_to_give_a_folder(monkeypatch):
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
     text = why("hf:someone/model")
     assert "We couldn't connect" in text
-    assert "without a network give a folder" in text
+    assert "without a network give hf:FOLDER" in text
 
 
 def test_no_preprocessing(saved):
@@ -312,17 +336,16 @@ def test_preprocessing_that_cannot_be_expressed(change, says):
         to_preprocess({**PROCESSOR, **change})
 
 
-def test_an_image_comes_out_as_transformers_makes_it(saved):
+@pytest.mark.parametrize(
+    "change", [{}, {"size": {"shortest_edge": 36}, **CROP}, {"size": {"height": 36, "width": 36}, **CROP}]
+)
+def test_an_image_comes_out_as_transformers_makes_it(change):
     from PIL import Image
 
-    pixels = torch.randint(0, 256, (40, 70, 3), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
-    image = Image.fromarray(pixels.numpy())
-    for change in ({}, {"size": {"shortest_edge": 36}, **CROP}, {**CROP, "size": {"height": 36, "width": 36}}):
-        settings = {**PROCESSOR, **change}
-        own = transformers.DeiTImageProcessorPil(**{k: v for k, v in settings.items() if k != "image_processor_type"})
-        own.do_center_crop = "crop_size" in change
-        want = own(image, return_tensors="pt").pixel_values[0]
-        if change and settings["size"] == {"height": 36, "width": 36}:
-            settings = {**settings}
-        got = torch.from_numpy(to_preprocess(settings).tensor(image))
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-5)  # float32 arithmetic in another order
+    pixels = torch.randint(0, 256, (40, 80, 3), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
+    image = Image.fromarray(pixels.numpy())  # 36 high it is 72 wide: an even overhang, which nobody has to round
+    settings = {"do_center_crop": False, **PROCESSOR, **change}
+    own = transformers.DeiTImageProcessorPil(**{k: v for k, v in settings.items() if k != "image_processor_type"})
+    want = own(image, return_tensors="pt").pixel_values[0]
+    got = torch.from_numpy(to_preprocess(settings).tensor(image))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)  # float32 arithmetic in another order

@@ -44,6 +44,13 @@ def test_crop_pct_is_the_share_of_the_short_side_that_remains():
     assert got[0, 16, -1] == pytest.approx(0.75, abs=0.02)
 
 
+def test_squash_crop_squashes_first_and_crops_the_centre():
+    got = Preprocess(size=(32, 32), resize="squash_crop", crop_pct=0.5, **PLAIN).tensor(gradient(64, 256))
+    assert got.shape == (3, 32, 32)
+    for channel, ends in ((0, got[0, 16, [0, -1]]), (1, got[1, [0, -1], 16])):  # the middle half both ways
+        assert ends == pytest.approx([0.25, 0.75], abs=0.02), channel
+
+
 @pytest.mark.parametrize("shape", [(10, 500), (500, 10), (1, 1), (33, 32), (31, 32)])
 @pytest.mark.parametrize("size", [(32, 32), (48, 16)])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.9])

@@ -55,8 +55,9 @@ def adapt(module: nn.Module) -> VitModel:
     reason = refused(module)
     if reason:
         raise UnsupportedModel(reason)
+    name = type(getattr(module, "wrapped", module)).__name__
     raise UnsupportedModel(
-        f"{type(getattr(module, 'wrapped', module)).__name__} has no adapter, so its tokens cannot be reduced; it exports dense (drop --reduce). "
+        f"{name} has no adapter, so its tokens cannot be reduced; it exports dense (drop --reduce). "
         f"Families with an adapter: {'; '.join(ADAPTERS)}"
     )
 

@@ -39,8 +39,10 @@ class OneTensor(nn.Module):
         self.output = output
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """`[B, 3, H, W]` → the tensor."""
-        out: torch.Tensor = getattr(self.wrapped(images, return_dict=True), self.output)
+        """`[B, 3, H, W]` → the tensor. Raises UnsupportedModel where the model does not return it."""
+        out: torch.Tensor | None = getattr(self.wrapped(images, return_dict=True), self.output, None)
+        if out is None:
+            raise UnsupportedModel(f"{type(self.wrapped).__name__} returns no {self.output!r}")
         return out
 
 
@@ -112,18 +114,18 @@ class HfBlock(Block):
     def __init__(
         self,
         norms: tuple[nn.Module, nn.Module],
-        attention: nn.Module,
+        attention: Any,
         output: nn.Module,
         mlp: nn.Module,
         scales: tuple[nn.Module, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.norm1, self.norm2 = norms
-        self.attention: Any = attention
+        self.attention = attention
         self.output, self.mlp = output, mlp
         self.scale1, self.scale2 = scales or (nn.Identity(), nn.Identity())
-        width: int = self.attention.q_proj.out_features
-        self.heads: int = width // self.attention.head_dim
+        width: int = attention.q_proj.out_features
+        self.heads: int = width // attention.head_dim
         self.attention_width = width
         self.macs_per_token = (linear_macs(attention), linear_macs(mlp))
 

@@ -50,9 +50,9 @@ def adapt(module: nn.Module) -> VitModel | None:
         return None
     source, prefix = found[1], CLASSES[found[0]]
     known = [getattr(source, prefix + kind) for kind in KINDS if hasattr(source, prefix + kind)]
-    if not isinstance(model, tuple(known)):
+    if not any(isinstance(model, cls) for cls in known):
         return None
-    tower = model if isinstance(model, known[0]) else model.vision_model
+    tower: Any = model if isinstance(model, known[0]) else model.vision_model
     _check(model, tower, known)
     blocks = []
     for index, layer in enumerate(tower.encoder.layers):
@@ -117,8 +117,8 @@ def _siglip(model: Any, tower: Any, pool: Any) -> dict[str, Reader]:
 class AttentionPool(nn.Module):
     """SigLIP's head: one learned query attends to all tokens.
 
-        h = attention(probe, x, x)        logits + log(size)
-        y = h + mlp(layernorm(h))
+    h = attention(probe, x, x)        logits + log(size)
+    y = h + mlp(layernorm(h))
     """
 
     def __init__(self, norm: nn.Module, pool: nn.Module) -> None:

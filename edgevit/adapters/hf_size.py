@@ -10,7 +10,6 @@ from torch import nn
 from edgevit.adapters.hf import pair
 from edgevit.errors import UnsupportedModel
 
-
 ANY_SIZE = ("Dinov2Embeddings", "Dinov2WithRegistersEmbeddings")  # their forward resamples without being asked
 ANY_SHAPE = ("ViTEmbeddings", "DeiTEmbeddings")
 
@@ -41,7 +40,9 @@ def fit_image_size(model: nn.Module, size: tuple[int, int], asked: bool) -> None
     if min(size[0] // down, size[1] // across) < 1:
         raise UnsupportedModel(f"images of {size[0]}x{size[1]} hold no patch of {down}x{across}")
     if before[0] != before[1] or down != across:
-        raise UnsupportedModel(f"{type(model).__name__} for {before} images cannot be resampled: its grid is not square")
+        raise UnsupportedModel(
+            f"{type(model).__name__} for {before} images cannot be resampled: its grid is not square"
+        )
     _replace(embeddings, patches, size, (size[0] // down) * (size[1] // across))
 
 
@@ -54,7 +55,7 @@ def _replace(embeddings: Any, patches: Any, size: tuple[int, int], count: int) -
         stand_in = table.new_zeros((1, prefix + count, table.shape[1]))
         fitted = embeddings.interpolate_pos_encoding(stand_in, *size)
     if separate:
-        embeddings.position_embedding = nn.Embedding.from_pretrained(fitted[0], freeze=False)
+        embeddings.position_embedding = nn.Embedding(prefix + count, table.shape[1], _weight=fitted[0])
         embeddings.position_ids = torch.arange(prefix + count).expand((1, -1))
         embeddings.num_positions = prefix + count
     else:

@@ -54,9 +54,9 @@ def adapt(module: nn.Module) -> VitModel | None:
         return None
     name, source = found
     known = [getattr(source, CLASSES[name] + kind) for kind in KINDS if hasattr(source, CLASSES[name] + kind)]
-    if not isinstance(model, tuple(known)):
+    if not any(isinstance(model, cls) for cls in known):
         return None
-    base = model if isinstance(model, known[0]) else model.base_model
+    base: Any = model if isinstance(model, known[0]) else model.base_model
     _check(model, base, known)
     layers = base.encoder.layer if "encoder" in dict(base.named_children()) else base.layers
     blocks = tuple(_block(f"layers.{index}", layer, source, CLASSES[name]) for index, layer in enumerate(layers))

@@ -23,8 +23,9 @@ from edgevit.stages import Stage, Tap, VitModel
 from edgevit.tokens.lowering import table_pairs
 
 if TYPE_CHECKING:
-    from edgevit.tokens.protocol import Tokens
     from timm.models.efficientformer import EfficientFormer
+
+    from edgevit.tokens.protocol import Tokens
 
 MODEL_CHILDREN = {"stem", "stages", "norm", "head_drop", "head", "head_dist"}
 STAGE_CHILDREN = {"downsample", "blocks"}
@@ -53,9 +54,7 @@ def adapt(module: nn.Module) -> VitModel | None:
     return VitModel(
         module=module,
         family="timm EfficientFormer",
-        stem=nn.Sequential(
-            module.stem, *list(module.stages)[:-1], last.downsample, *list(last.blocks)[: -len(blocks)]
-        ),
+        stem=nn.Sequential(module.stem, *list(module.stages)[:-1], last.downsample, *list(last.blocks)[: -len(blocks)]),
         stages=(
             Stage(tuple(EfficientBlock(block) for block in blocks), 0, (side, side), restores=module.global_pool == ""),
         ),
@@ -94,12 +93,12 @@ def _check_model(model: EfficientFormer) -> None:
 class EfficientBlock(Block):
     """timm's `MetaBlock1d`, in parts."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.block: Any = block
-        attention: Any = block.token_mixer
+        attention = block.token_mixer
         self.attention_width: int = (attention.key_attn_dim + attention.val_attn_dim) // 2
-        self.macs_per_token = (linear_macs(attention), linear_macs(self.block.mlp))
+        self.macs_per_token = (linear_macs(attention), linear_macs(block.mlp))
 
     def project(self, x: torch.Tensor, tokens: Tokens) -> Tap:
         """The bias of each pair of tokens is looked up by where they stand."""

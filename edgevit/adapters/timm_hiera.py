@@ -21,8 +21,9 @@ from edgevit.errors import UnsupportedModel
 from edgevit.stages import Stage, Tap, VitModel
 
 if TYPE_CHECKING:
-    from edgevit.tokens.protocol import Tokens
     from timm.models.hiera import Hiera
+
+    from edgevit.tokens.protocol import Tokens
 
 MODEL_CHILDREN = {"patch_embed", "unroll", "reroll", "blocks", "head"}
 BLOCK_CHILDREN = {"norm1", "proj", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
@@ -154,12 +155,12 @@ class HieraLeave(nn.Module):
 class HieraBlock(Block):
     """timm's `HieraBlock` with global attention and without pooling, in parts."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.block: Any = block
-        attention: Any = block.attn
+        attention = block.attn
         self.attention_width: int = attention.heads * attention.head_dim
-        self.macs_per_token = (linear_macs(attention), linear_macs(self.block.mlp))
+        self.macs_per_token = (linear_macs(attention), linear_macs(block.mlp))
 
     def project(self, x: torch.Tensor, tokens: Tokens) -> Tap:
         """Positions are in the stream already."""
@@ -180,7 +181,7 @@ class HieraBlock(Block):
         attention, width = self.block.attn, self.attention_width
         rows = slice(first * width, last * width)
         parts = F.linear(self.block.norm1(x), attention.qkv.weight[rows], attention.qkv.bias[rows])
-        return tuple(heads_first(part, attention.heads) for part in parts.split(width, dim=-1))
+        return tuple(heads_first(part, attention.heads) for part in torch.split(parts, width, dim=-1))
 
     def finish(self, x: torch.Tensor, attended: torch.Tensor, tap: Tap) -> torch.Tensor:
         """Projection, layer scale (where there is one), residual."""

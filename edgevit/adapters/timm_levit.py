@@ -21,8 +21,9 @@ from edgevit.stages import Stage, Tap, VitModel
 from edgevit.tokens.lowering import table_pairs
 
 if TYPE_CHECKING:
-    from edgevit.tokens.protocol import Tokens
     from timm.models.levit import Levit
+
+    from edgevit.tokens.protocol import Tokens
 
 MODEL_CHILDREN = {"stem", "stages", "head", "head_dist"}
 STAGE_CHILDREN = {"downsample", "blocks"}
@@ -125,8 +126,9 @@ def layer_macs(module: nn.Module) -> int:
 
 
 def offset_bias(attention: Any) -> torch.Tensor:
-    """`[H, queries, keys]`: the learned bias of each pair's offset. timm's own look-up keeps a cache, which a trace
-    would fill with a tensor that has no values.
+    """`[H, queries, keys]`: the learned bias of each pair's offset.
+
+    timm's own look-up keeps a cache, which a trace would fill with a tensor that has no values.
     """
     index = attention.attention_bias_idxs
     bias: torch.Tensor = attention.attention_biases.index_select(1, index.reshape(-1))
@@ -179,18 +181,18 @@ class Subsample(nn.Module):
 def split(x: torch.Tensor, heads: int, *widths: int) -> tuple[torch.Tensor, ...]:
     """`[B, N, H * (a + b + ...)]` → `[B, H, N, a]`, `[B, H, N, b]`, ...: each head's parts lie side by side."""
     batch, count, _ = x.shape
-    return x.reshape(batch, count, heads, sum(widths)).transpose(1, 2).split(widths, dim=-1)
+    return torch.split(x.reshape(batch, count, heads, sum(widths)).transpose(1, 2), list(widths), dim=-1)
 
 
 class LevitBlock(Block):
     """timm's `LevitBlock`, in parts."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.block: Any = block
-        attention: Any = block.attn
+        attention = block.attn
         self.attention_width: int = (attention.key_attn_dim + attention.val_attn_dim) // 2
-        self.macs_per_token = (layer_macs(attention), layer_macs(self.block.mlp))
+        self.macs_per_token = (layer_macs(attention), layer_macs(block.mlp))
 
     def project(self, x: torch.Tensor, tokens: Tokens) -> Tap:
         """The bias of each pair of tokens is looked up by where they stand."""

@@ -39,8 +39,8 @@ def adapt(module: nn.Module) -> VitModel | None:
         return None
     if any(isinstance(m, MobileVitV2Block) for m in module.modules()):
         raise UnsupportedModel(
-            f"{type(module).__name__} is a MobileViT version 2: its linear attention sums all tokens into one vector and "
-            "has no keys to match tokens by, so they cannot be reduced; it exports dense (drop --reduce)"
+            f"{type(module).__name__} is a MobileViT version 2: its linear attention sums all tokens into one vector "
+            "and has no keys to match tokens by, so they cannot be reduced; it exports dense (drop --reduce)"
         )
     if not any(isinstance(m, MobileVitBlock) for m in module.modules()):
         return None

@@ -35,16 +35,17 @@ def adapt(module: nn.Module) -> VitModel | None:
         from timm.models import swin_transformer, swin_transformer_v2
     except ModuleNotFoundError:
         return None  # without timm there can be no timm model
+    model: Any = module
     if isinstance(module, swin_transformer.SwinTransformer):
-        _check_model(module, swin_transformer, "SwinTransformer")
+        library, known = swin_transformer, "SwinTransformer"
     elif isinstance(module, swin_transformer_v2.SwinTransformerV2):
-        _check_model(module, swin_transformer_v2, "SwinTransformerV2")
+        library, known = swin_transformer_v2, "SwinTransformerV2"
     else:
         return None
-    model: Any = module
+    _check_model(model, library, known)
     return VitModel(
         module=module,
-        family=f"timm {'SwinTransformer' if isinstance(module, swin_transformer.SwinTransformer) else 'SwinTransformerV2'}",
+        family=f"timm {known}",
         stem=model.patch_embed,
         stages=tuple(_stages(model)),
         head=SwinHead(model),
@@ -156,13 +157,13 @@ class SwinBlock(Block):
     A block's attention always sees whole windows, so positions need not travel.
     """
 
-    def __init__(self, block: nn.Module, cosine: bool) -> None:
+    def __init__(self, block: Any, cosine: bool) -> None:
         super().__init__()
         self.block: Any = block
         self.cosine = cosine
-        attention: Any = block.attn
+        attention = block.attn
         self.attention_width: int = attention.qkv.out_features // 3
-        self.macs_per_token = (linear_macs(attention.qkv) + linear_macs(attention.proj), linear_macs(self.block.mlp))
+        self.macs_per_token = (linear_macs(attention.qkv) + linear_macs(attention.proj), linear_macs(block.mlp))
 
     def project(self, x: torch.Tensor, tokens: Tokens) -> Tap:
         """All tokens of each window, with the bias of their relative positions and of the shift."""
@@ -194,7 +195,7 @@ class SwinBlock(Block):
             bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
         normed = x if self.cosine else self.block.norm1(x)
         parts = F.linear(normed, attention.qkv.weight[rows], None if bias is None else bias[rows])
-        return tuple(heads_first(part, attention.num_heads) for part in parts.split(width, dim=-1))
+        return tuple(heads_first(part, attention.num_heads) for part in torch.split(parts, width, dim=-1))
 
     def _bias(self, batch: int) -> torch.Tensor:
         """`[1, H, N, N]`, or `[B * windows, H, N, N]` where a shift brought far parts of the map together."""
@@ -211,12 +212,14 @@ class SwinBlock(Block):
         if mask is None:
             return bias.contiguous()
         bias = bias + mask.unsqueeze(1)  # [windows, H, N, N]
-        return bias.repeat(batch // len(mask), 1, 1, 1)
+        tiled: torch.Tensor = bias.repeat(batch // len(mask), 1, 1, 1)
+        return tiled
 
     def finish(self, x: torch.Tensor, attended: torch.Tensor, tap: Tap) -> torch.Tensor:
         """Projection and residual; version 2 normalizes in between."""
         out = self.block.attn.proj(heads_last(attended))
-        return x + (self.block.norm1(out) if self.cosine else out)
+        result: torch.Tensor = x + (self.block.norm1(out) if self.cosine else out)
+        return result
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, N', C]` → `[B, N', C]`."""

@@ -81,14 +81,14 @@ class TvStem(nn.Module):
 class TvBlock(Block):
     """torchvision's `EncoderBlock`, in parts."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
-        self.block: Any = block
-        attention: Any = self.block.self_attention
+        self.block = block
+        attention = block.self_attention
         self.heads: int = attention.num_heads
         self.attention_width: int = attention.embed_dim
         projections = attention.in_proj_weight.numel() + linear_macs(attention)
-        self.macs_per_token = (projections, linear_macs(self.block.mlp))
+        self.macs_per_token = (projections, linear_macs(block.mlp))
 
     def project(self, x: torch.Tensor, tokens: Tokens) -> Tap:
         """Positions are in the stream already."""
@@ -113,7 +113,7 @@ class TvBlock(Block):
         rows = slice(first * width, last * width)
         bias = None if attention.in_proj_bias is None else attention.in_proj_bias[rows]
         out = F.linear(self.block.ln_1(x), attention.in_proj_weight[rows], bias)
-        return [heads_first(part, self.heads) for part in out.split(width, dim=-1)]
+        return [heads_first(part, self.heads) for part in out.chunk(last - first, dim=-1)]
 
     def finish(self, x: torch.Tensor, attended: torch.Tensor, tap: Tap) -> torch.Tensor:
         """Projection and residual."""

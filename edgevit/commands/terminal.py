@@ -78,7 +78,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
     known = ".safetensors, .pt, .pth, .pt2, timm:NAME, hf:FOLDER, hf:OWNER/NAME, torchvision:NAME, or demo"
     parser.add_argument("model", metavar="MODEL", help=known)
-    parser.add_argument("--arch", metavar="ARCH", help="architecture of a bare state dict: timm:NAME or torchvision:NAME")
+    parser.add_argument(
+        "--arch",
+        metavar="ARCH",
+        help="architecture of a bare state dict: timm:NAME, torchvision:NAME, or dynamicvit:NAME and the like",
+    )
     parser.add_argument("--input-size", type=image_size, metavar="N[xM]", help="image size, height x width")
     parser.add_argument("--preprocess", type=Path, metavar="FILE", help="JSON that overrides the model's preprocessing")
     parser.add_argument("--trust-pickle", action="store_true", help="unpickle a whole module: runs code from the file")

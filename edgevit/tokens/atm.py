@@ -28,7 +28,7 @@ from edgevit.tokens.lowering import ascending, take_rows
 from edgevit.tokens.matching import bipartite
 from edgevit.tokens.plans import Merge
 from edgevit.tokens.protocol import Site
-from edgevit.tokens.scores import key_metric
+from edgevit.tokens.scores import halves, key_metric
 from edgevit.tokens.tome import match, similarity
 
 
@@ -54,9 +54,12 @@ def counts_from_similarity(best: torch.Tensor, theta: float, quantile: float = 0
 
 
 def best_match(site: Site) -> torch.Tensor:
-    """Similarity of each patch that may merge to its best target, which the thresholds judge: `[B, Na]`."""
-    scores = _halves(site)[2] if _by_size(site) else similarity(site)
-    return scores.amax(dim=-1)
+    """Cosine of each patch that may merge with its best target, which the thresholds judge: `[B, Na]`."""
+    if _by_size(site):
+        return _halves(site)[2].amax(dim=-1)
+    metric = key_metric(site.tap, site.prefix)
+    first_a, first_b = halves(site.prefix)
+    return (metric[:, first_a::2] @ metric[:, first_b::2].transpose(1, 2)).amax(dim=-1)
 
 
 class ATM(Bipartite):

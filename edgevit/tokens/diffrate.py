@@ -14,8 +14,9 @@ The rates p, m were found by training with frozen weights and are data. Ways to 
     diffrate:keep=0.7@4,7,10           a share of the patches stays; `prune=` says which share of the rest is pruned
     diffrate:r=8,prune=0.5             the same, by the number removed (0.5 is the default; 0 merges all, 1 prunes all)
 
-s' is kept above 0.001, as cosines may be negative. All prefix tokens are protected and no patch merges into one (the
-reference: the class token). Order behind the block: prefix, patches by attention.
+Without `@` the first two blocks are left alone: the released schedules take nothing in the first and little in the
+second. s' is kept above 0.001, as cosines may be negative. All prefix tokens are protected and no patch merges into
+one (the reference: the class token). Order behind the block: prefix, patches by attention.
 """
 
 from __future__ import annotations
@@ -63,6 +64,15 @@ class DiffRate(Reduction):
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"prune": (), "p": (), "prop": ("on", "off")}
     needs_class_token: ClassVar[bool] = True
     merges: ClassVar[bool] = False
+
+    @staticmethod
+    def default_blocks(depth: int) -> tuple[int, ...]:
+        """All but the first two, where the class token's attention says little yet.
+
+        >>> DiffRate.default_blocks(5)
+        (3, 4, 5)
+        """
+        return tuple(range(min(3, depth), depth + 1))
 
     @staticmethod
     def check_amount(key: str, value: float) -> str | None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 SHARP = 5.0  # τ times the squared distance of a typical patch to its nearest cell mean
 LEAST = 1e-3  # of ‖x‖²: a smaller distance counts as this, so τ ‖x‖² stays below 5000 and float16 holds it
+FLOOR = 1e-6  # against 5/0 where all features are 0
 ROUNDS = 5
 REACH = 2  # cells
 NEAREST = 20  # clusters that rebuild a patch
@@ -132,7 +133,7 @@ class Expedit(Reduction):
             if not stage.restores and (until is None or number >= until):
                 return f"expedit at block {number} is never rebuilt; give until= a later block"
             if cluster_grid(stage.grid, count) is None:
-                fit = [k for k in range(1, left) if cluster_grid(stage.grid, k)]
+                fit = [k for k in range(1, now - stage.prefix + 1) if cluster_grid(stage.grid, k)]
                 near = sorted(sorted(fit, key=lambda k: abs(k - count))[:3])
                 grid = f"{stage.grid[0]} x {stage.grid[1]}"
                 return f"{count} clusters make no grid over {grid} patches; clusters={' or '.join(map(str, near))} do"
@@ -196,7 +197,7 @@ def _sharpness(patches: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
     squares = patches.square().sum(dim=-1)
     distance = squares - _nearness(patches, centers, 1.0).amax(dim=-1)
     median = distance.topk(distance.shape[1] // 2 + 1, dim=-1).values[:, -1:]
-    least = (LEAST * squares.mean(dim=-1, keepdim=True)).clamp_min(LEAST)
+    least = (LEAST * squares.mean(dim=-1, keepdim=True)).clamp_min(FLOOR)
     return (SHARP / median.maximum(least)).unsqueeze(-1)
 
 

@@ -27,7 +27,7 @@ def take_rows(x: torch.Tensor, index: torch.Tensor, lowering: Lowering) -> torch
         return one_hot(index, x.shape[1], x.dtype) @ x
     batch, count, width = x.shape
     if batch == 1:
-        return x[0].index_select(0, index[0]).unsqueeze(0)
+        return x.index_select(1, index.squeeze(0))
     flat = x.reshape(batch * count, width).index_select(0, _flat(index, count))
     return flat.reshape(batch, index.shape[1], width)
 
@@ -39,7 +39,7 @@ def take(values: torch.Tensor, index: torch.Tensor, lowering: Lowering) -> torch
         floats = values if values.is_floating_point() else values.to(torch.float32)
         return take_rows(floats.unsqueeze(-1), index, lowering).squeeze(-1).to(values.dtype)
     if batch == 1:
-        return values[0].index_select(0, index[0]).unsqueeze(0)
+        return values.index_select(1, index.squeeze(0))
     return values.reshape(-1).index_select(0, _flat(index, count)).reshape(batch, index.shape[1])
 
 
@@ -72,11 +72,8 @@ def table_pairs(table: torch.Tensor, place: torch.Tensor | None) -> torch.Tensor
 
 
 def ascending(index: torch.Tensor) -> torch.Tensor:
-    """Sort indices `[B, k]` from small to large with TopK, which every backend has (Sort is not one of them).
-
-    float32 holds integers up to 2**24 exactly; there are never so many tokens.
-    """
-    return index.to(torch.float32).neg().topk(index.shape[1], dim=-1).values.neg().to(torch.int64)
+    """Sort indices `[B, k]` from small to large with TopK, which every backend has (Sort is not one of them)."""
+    return index.topk(index.shape[1], dim=-1, largest=False).values
 
 
 def _flat(index: torch.Tensor, count: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from edgevit.tokens.lowering import ascending, take
+from edgevit.tokens.lowering import ascending, take, take_rows
 from edgevit.tokens.plans import Merge, with_prefix
 from edgevit.tokens.protocol import Site
 
@@ -17,14 +17,14 @@ def bipartite(site: Site, a: torch.Tensor, b: torch.Tensor, scores: torch.Tensor
     """
     count = site.tap.k.shape[2]
     merge = count - site.tokens_out
-    best, nearest = scores.max(dim=-1)
-    order = best.topk(best.shape[1], dim=-1).indices
+    order = scores.amax(dim=-1).topk(scores.shape[1], dim=-1).indices
     merged, kept = order[:, :merge], ascending(order[:, merge:])
+    nearest = take_rows(scores, merged, site.lowering).argmax(dim=-1)
     patches = torch.cat([take(a, kept, site.lowering), b], dim=1)
     return Merge(
         order=with_prefix(site.prefix, patches),
         merged=take(a, merged, site.lowering) + site.prefix,
-        target=take(nearest, merged, site.lowering) + (site.prefix + kept.shape[1]),
+        target=nearest + (site.prefix + kept.shape[1]),
         count=count,
         lowering=site.lowering,
     )

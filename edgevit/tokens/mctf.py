@@ -73,16 +73,16 @@ def fuse(site: Site, scored: torch.Tensor, weight: torch.Tensor) -> Fusion:
     count = site.x.shape[1]
     forth = (count - site.tokens_out) // 2
     back = count - site.tokens_out - forth
-    best, nearest = scored.max(dim=-1)
-    order = best.topk(best.shape[1], dim=-1).indices
+    order = scored.amax(dim=-1).topk(scored.shape[1], dim=-1).indices
     joining_a, a = order[:, :forth], ascending(order[:, forth:])
+    nearest = take_rows(scored, joining_a, low).argmax(dim=-1)  # [B, forth]
     best, home = take_rows(scored, a, low).max(dim=1)  # [B, Nb]; home: an entry of a
     order = best.topk(best.shape[1], dim=-1).indices
     joining_b, b = order[:, :back], ascending(order[:, back:])
     target_b = take(home, joining_b, low) + prefix
     own = (torch.arange(b.shape[1], device=b.device) + (prefix + a.shape[1])).expand(b.shape[0], -1)
     slot_of_b = put(torch.cat([joining_b, b], dim=1), torch.cat([target_b, own], dim=1), scored.shape[2])
-    target_a = take(slot_of_b, take(nearest, joining_a, low), low)
+    target_a = take(slot_of_b, nearest, low)
     first_a, first_b = halves(prefix)
     return Fusion(
         order=with_prefix(prefix, torch.cat([a * 2 + first_a, b * 2 + first_b], dim=1)),

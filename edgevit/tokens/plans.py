@@ -60,19 +60,29 @@ class Merge(Grouping):
 
     def apply(self, x: torch.Tensor, size: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """y_j = x_j + Σ_i (w_i / Σ w) (x_i − x_j): the groups' own rows are copied, only what joins is computed."""
-        sizes = x.new_ones(x.shape[:2]) if size is None else size
-        weights = sizes if self.weight is None else self.weight  # its own dtype: only shares need fit the stream's
+        weight = size if self.weight is None else self.weight  # its own dtype: only shares need fit the stream's
+        spread, total = self._joined(weight, x.dtype if weight is None else weight.dtype)
+        share = (spread / total.unsqueeze(1)).to(x.dtype).transpose(1, 2)  # [B, N', R]
         rows = take_rows(x, self.order, self.lowering)
-        sources = take_rows(x, self.merged, self.lowering)
-        joining = take(weights, self.merged, self.lowering)
-        total = take(weights, self.order, self.lowering) + self.sums(joining)
-        share = (joining / take(total, self.target, self.lowering)).to(x.dtype)  # [B, R]
-        spread = one_hot(self.target, self.order.shape[1], x.dtype).transpose(1, 2)  # [B, N', R]
-        difference = (sources - take_rows(rows, self.target, self.lowering)) * share.unsqueeze(-1)
-        brought = take(sizes, self.merged, self.lowering)
-        if self.gain is not None:
-            brought = brought * self.gain.to(x.dtype)
-        return rows + spread @ difference, take(sizes, self.order, self.lowering) + self.sums(brought)
+        differences = take_rows(x, self.merged, self.lowering) - take_rows(rows, self.target, self.lowering)
+        out = rows + share @ differences
+        if self.weight is not None or self.gain is not None:
+            sizes = x.new_ones(x.shape[:2]) if size is None else size
+            total = self._joined(sizes, sizes.dtype, self.gain)[1]
+        return out, total
+
+    def _joined(
+        self, weight: torch.Tensor | None, dtype: torch.dtype, gain: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each merged token brings to each slot `[B, R, N']`, and the slots' sums `[B, N']`, own included."""
+        spread = one_hot(self.target, self.order.shape[1], dtype)
+        if weight is None:
+            return spread, spread.sum(dim=1) + 1
+        brought = take(weight, self.merged, self.lowering)
+        if gain is not None:
+            brought = brought * gain.to(dtype)
+        spread = spread * brought.unsqueeze(-1)
+        return spread, spread.sum(dim=1) + take(weight, self.order, self.lowering)
 
 
 @dataclass(frozen=True)

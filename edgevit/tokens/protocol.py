@@ -96,6 +96,8 @@ class Method(Protocol):
     placement: ClassVar[Placement]
     probabilities: ClassVar[bool]
     """The plan reads `tap.probabilities`: attention is computed explicitly in the blocks that reduce."""
+    needs_class_token: ClassVar[bool]
+    """It reads the class token's row of the attention."""
     merges: ClassVar[bool]
     """Every token lives on in a slot, so all can be restored."""
     selector: ClassVar[bool]

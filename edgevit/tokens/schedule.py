@@ -210,6 +210,8 @@ def _checked(schedule: TokenSchedule) -> TokenSchedule:
     apart = cls.check_together(schedule.key, schedule.amounts, schedule.options)
     if apart:
         raise ScheduleError(f"{schedule}: {apart}")
+    if schedule.attention_only and schedule.until:
+        raise ScheduleError(f"{schedule}: scope=attention keeps every token, so until= has nothing to bring back")
     if list(schedule.blocks) != sorted(set(schedule.blocks)) or any(b < 1 for b in schedule.blocks):
         raise ScheduleError(f"{schedule}: blocks count from 1 and must rise, got {list(schedule.blocks)}")
     if len(schedule.amounts) > 1 and schedule.key in ("flops", "auto"):
@@ -290,9 +292,7 @@ def count_tokens(schedule: TokenSchedule, stages: Sequence[Stage], fixed_macs: i
     return _walk(schedule, stages, dict(zip(where, amounts, strict=True)), fixed_macs)
 
 
-def _walk(
-    schedule: TokenSchedule, stages: Sequence[Stage], amounts: Mapping[int, float], fixed_macs: int
-) -> Counts:
+def _walk(schedule: TokenSchedule, stages: Sequence[Stage], amounts: Mapping[int, float], fixed_macs: int) -> Counts:
     """Count block by block; each stage begins with all of its tokens, and `until` brings them back."""
     cls = None if schedule.is_none else method(schedule.method)
     before: list[int] = []

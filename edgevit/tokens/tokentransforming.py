@@ -36,23 +36,23 @@ OWN = 8.0
 
 @dataclass(frozen=True)
 class Mixture:
-    """Output patch i is Σ_j weights[i, j] x_j.
+    """Output patch i is Σ_j weights[i, j] x_j, and takes Σ_j shares[i, j] of the sizes.
 
-    weights: `[B, N' - P, N - P]`, rows summing to one. kept: `[B, N' - P]`, the patches the rows belong to.
+    weights, shares: `[B, N' - P, N - P]`, rows and columns summing to one. kept: `[B, N' - P]`, the rows' own patches.
     """
 
     prefix: int
     kept: torch.Tensor
     weights: torch.Tensor
+    shares: torch.Tensor
     lowering: Lowering
 
     def apply(self, x: torch.Tensor, size: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """One product for the rows, one for the sizes."""
         sizes = x.new_ones(x.shape[:2]) if size is None else size
-        first, weights = self.prefix, self.weights.to(x.dtype)
-        shares = self.weights / self.weights.sum(dim=1, keepdim=True)  # of each patch, over where it went
-        mixed = weights @ x[:, first:]
-        gained = (shares.to(x.dtype) @ sizes[:, first:].unsqueeze(-1)).squeeze(-1)
+        first = self.prefix
+        mixed = self.weights.to(x.dtype) @ x[:, first:]
+        gained = (self.shares.to(x.dtype) @ sizes[:, first:].unsqueeze(-1)).squeeze(-1)
         return torch.cat([x[:, :first], mixed], dim=1), torch.cat([sizes[:, :first], gained], dim=1)
 
     def source(self) -> torch.Tensor:
@@ -61,10 +61,10 @@ class Mixture:
 
     def slots(self) -> torch.Tensor:
         """`[B, N]`: its own slot for a kept token, else the one it gave most to."""
-        batch, left, count = self.weights.shape
+        batch, left, count = self.shares.shape
         ranks = torch.arange(1, left + 1, device=self.kept.device).expand(batch, -1)
         own = put(self.kept, ranks, count)  # 0: not kept
-        return with_prefix(self.prefix, torch.where(own > 0, own - 1, self.weights.argmax(dim=1)))
+        return with_prefix(self.prefix, torch.where(own > 0, own - 1, self.shares.argmax(dim=1)))
 
     def dropped(self) -> torch.Tensor:
         """None."""
@@ -118,4 +118,5 @@ class TokenTransforming(Reduction):
         logits = logits + own * math.log(float(site.options.get("own", OWN)))
         if site.size is not None:
             logits = logits + site.size[:, site.prefix :].to(logits.dtype).log().unsqueeze(1)
-        return Mixture(site.prefix, kept, logits.softmax(dim=-1), site.lowering)
+        shares = logits.log_softmax(dim=-1).softmax(dim=1)  # W / Σ_t W_t, where W itself may vanish
+        return Mixture(site.prefix, kept, logits.softmax(dim=-1), shares, site.lowering)

@@ -19,19 +19,24 @@ from typing import ClassVar
 import torch
 
 from edgevit.tokens.base import Bipartite
-from edgevit.tokens.lowering import ascending, take
-from edgevit.tokens.plans import Merge, with_prefix
+from edgevit.tokens.lowering import ascending, take, take_rows
+from edgevit.tokens.plans import Merge
 from edgevit.tokens.protocol import Site
-from edgevit.tokens.scores import halves, key_metric
+from edgevit.tokens.scores import halves
 
+SCALE, EPSILON = 1e3, 1e-6  # keys times 1e3, so that the operator's epsilon is nothing beside their squares
 
 def similarity(site: Site) -> torch.Tensor:
-    """Cosine of the head-mean keys of A and B: `[B, Na, Nb]` float32.
+    """Cosine of the head-mean keys of A and B, times their width: `[B, Na, Nb]` float32.
 
-    Its argmax decides, and a NaN there is final.
+    Its argmax decides, and a NaN there is final. The sum over heads is a product with ones and the division by the
+    length a root mean square, which runtimes have as one operator each; neither factor changes an order.
     """
-    metric = key_metric(site.tap, site.prefix)
-    first_a, first_b = halves(site.prefix)
+    keys = site.tap.k.to(torch.float32)
+    total = (torch.full((1, keys.shape[1]), SCALE) @ keys.transpose(1, 2)).squeeze(2)  # [B, N, d]
+    length = torch.sqrt(total.pow(2).mean(dim=-1, keepdim=True) + EPSILON)
+    metric = total / length * torch.ones(total.shape[-1])  # the pattern that runtimes know as RMSNorm
+    first_a, first_b = (site.prefix + first for first in halves(site.prefix))
     return metric[:, first_a::2] @ metric[:, first_b::2].transpose(1, 2)
 
 
@@ -39,16 +44,18 @@ def match(site: Site, scores: torch.Tensor) -> Merge:
     """Merge the best-scored rows of A into their best B, until `tokens_out` are left. scores: `[B, Na, Nb]`."""
     count = site.tap.k.shape[2]
     merge = count - site.tokens_out
-    first_a, first_b = halves(site.prefix)
-    best, nearest = scores.max(dim=-1)
-    order = best.topk(best.shape[1], dim=-1).indices
-    merged, kept = order[:, :merge], ascending(order[:, merge:])
-    b = torch.arange(scores.shape[2], device=scores.device).expand(scores.shape[0], -1)
-    patches = torch.cat([kept * 2 + first_a, b * 2 + first_b], dim=1)
+    batch, in_a, in_b = scores.shape
+    first_a, first_b = (site.prefix + first for first in halves(site.prefix))
+    order = scores.amax(dim=-1).topk(in_a, dim=-1).indices
+    a = torch.arange(first_a, count, 2, device=scores.device).expand(batch, -1)
+    b = torch.arange(first_b, count, 2, device=scores.device).expand(batch, -1)
+    merged, kept = take(a, order, site.lowering).split([merge, in_a - merge], dim=1)
+    prefix = torch.arange(site.prefix, device=scores.device).expand(batch, -1)
+    nearest = take_rows(scores, order[:, :merge], site.lowering).argmax(dim=-1)
     return Merge(
-        order=with_prefix(site.prefix, patches),
-        merged=merged * 2 + (first_a + site.prefix),
-        target=take(nearest, merged, site.lowering) + (site.prefix + kept.shape[1]),
+        order=torch.cat([prefix, ascending(kept), b], dim=1),
+        merged=merged,
+        target=nearest + (count - merge - in_b),
         count=count,
         lowering=site.lowering,
     )

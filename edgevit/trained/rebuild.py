@@ -28,6 +28,11 @@ class Architecture(Reduction):
     no_search: ClassVar[str | None] = "reduces as its checkpoint was trained to, so there is nothing to search"
 
     @classmethod
+    def check_model(cls, vit: VitModel, restoring: bool) -> str | None:
+        """The weights; `rebuild` refuses what else a schedule may say."""
+        return super().check_model(vit, False)
+
+    @classmethod
     def wants(cls) -> tuple[str, ...]:
         """The checkpoint."""
         return (f"its trained checkpoint (--arch {cls.weights}:NAME)",)

@@ -27,7 +27,13 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
             leaf = name.rpartition(".")[2]
             if leaf == "logit_scale":
                 parameter.uniform_(0, 2, generator=generator)
-            elif leaf in ("relative_position_bias_table", "attention_biases", "pos_embed", "pos_embed_win", "cls_token"):
+            elif leaf in (
+                "relative_position_bias_table",
+                "attention_biases",
+                "pos_embed",
+                "pos_embed_win",
+                "cls_token",
+            ):
                 normal(parameter, 0.5)
             elif parameter.ndim == 1:
                 parameter.uniform_(0.4, 1.0, generator=generator) if leaf in ("weight", "gamma") else normal(
@@ -112,7 +118,9 @@ def mobilevit(size: tuple[int, int] = (64, 64), patch: int = 2, depth: int = 2, 
     from timm.models.mobilevit import _inverted_residual_block, _mobilevit_block
 
     def block(width: int, inner: int) -> tuple[object, ...]:
-        return _mobilevit_block(d=1, c=width, s=2, transformer_dim=inner, transformer_depth=depth, patch_size=patch, br=2.0)
+        return _mobilevit_block(
+            d=1, c=width, s=2, transformer_dim=inner, transformer_depth=depth, patch_size=patch, br=2.0
+        )
 
     config = ByoModelCfg(
         blocks=(_inverted_residual_block(d=1, c=8, s=2, br=2.0), block(12, 16), block(16, 24)),
@@ -140,3 +148,39 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "EfficientFormer": efficientformer,
     "MobileViT": mobilevit,
 }
+
+
+def rowwise(model: nn.Module) -> nn.Module:
+    """The model made blind to columns: convolutions read their middle column, positions and biases say rows alone.
+
+    An image of constant rows then gives tokens that are the same along each row, through the whole network.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d) and any(module.padding):
+                middle = module.weight.shape[3] // 2
+                module.weight[..., :middle] = 0
+                module.weight[..., middle + 1 :] = 0
+            elif hasattr(module, "relative_position_bias_table"):  # Swin: offsets of both directions, row by row
+                height, width = module.window_size
+                table = module.relative_position_bias_table.view(2 * height - 1, 2 * width - 1, -1)
+                table.copy_(table[:, :1].clone().expand_as(table))
+            elif hasattr(module, "cpb_mlp"):  # Swin V2: a network of (down, across)
+                module.cpb_mlp[0].weight[:, 1] = 0
+            elif hasattr(module, "attention_biases"):  # LeViT, EfficientFormer
+                height, width = getattr(module, "resolution", (7, 7))
+                table = module.attention_biases.view(-1, height, width)
+                table.copy_(table[..., :1].clone().expand_as(table))
+        position = getattr(model, "pos_embed", None)
+        if position is not None and position.ndim == 4:  # PiT
+            position.copy_(position[..., :1].clone().expand_as(position))
+        elif position is not None:  # Hiera
+            grid = position.view(1, *model.tokens_spatial_shape, -1)
+            grid.copy_(grid[:, :, :1].clone().expand_as(grid))
+    return model
+
+
+def striped(count: int, size: tuple[int, int]) -> torch.Tensor:
+    """`[count, 3, H, W]` of random rows, each of one colour."""
+    rows = torch.randn(count, 3, size[0], 1, generator=torch.Generator().manual_seed(2))
+    return rows.expand(-1, -1, -1, size[1]).contiguous()

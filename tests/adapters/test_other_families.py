@@ -135,7 +135,7 @@ def test_merging_runs_with_the_right_count(model_of, name):
     assert [plan.slots().max().item() + 1 for plan in plans] == list(reduced.tokens)
     assert torch.isfinite(got).all()
     assert relative(got, want) > 1e-3  # it did reduce
-    assert reduced.reduced_macs < 0.8 * reduced.dense_macs
+    assert reduced.reduced_macs < 0.85 * reduced.dense_macs
 
 
 @pytest.mark.parametrize("name", [VIT, DEIT, CLIP, TORCHVISION])
@@ -184,8 +184,8 @@ def test_merging_identical_tokens_changes_nothing(name):
     parts = adapt(model)
     with torch.no_grad():
         want = parts.module(image)
-        merged = reduce(parts, parse_schedule("tome:r=2")).module(image)
-        unweighted = reduce(parts, parse_schedule("tome:r=2,prop=off")).module(image)
+        merged = reduce(parts, parse_schedule("tome:r=2@1,2")).module(image)  # every token has a twin there
+        unweighted = reduce(parts, parse_schedule("tome:r=2,prop=off@1,2")).module(image)
     assert relative(merged, want) < ROUNDING  # attention and pooling count each token as often as before
     assert relative(unweighted, want) > 1e-4  # and without sizes they do not, so the equality is earned
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from edgevit.adapters import adapt
+from edgevit.adapters.timm_block import ResidualBlock
 from edgevit.errors import UnsupportedModel
 from edgevit.tokens.protocol import Tokens
 
@@ -75,7 +76,7 @@ def looked_up(model):
     def attention(number, block, x, place, size):
         own = model.blocks[number].attn
         layers = [m for m in (own, model.rel_pos_bias) if getattr(m, "relative_position_bias_table", None) is not None]
-        tap = block.project(x, Tokens())._replace(bias=None) if not layers else bare(block, x)
+        tap = ResidualBlock(block.block).project(x, Tokens())  # without positions
         logits = tap.q @ tap.k.transpose(2, 3) * tap.scale
         for layer in layers:
             table, index = layer.relative_position_bias_table.tolist(), layer.relative_position_index.tolist()
@@ -89,13 +90,6 @@ def looked_up(model):
         return logits.softmax(-1) @ tap.v
 
     return attention
-
-
-def bare(block, x):
-    """Queries, keys and values without positions."""
-    from edgevit.adapters.timm_block import ResidualBlock
-
-    return ResidualBlock(block.block).project(x, Tokens())
 
 
 @pytest.mark.parametrize("spec", ["tome:r=3", "evit:keep=0.5@1,2"])

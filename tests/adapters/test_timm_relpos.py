@@ -104,10 +104,6 @@ def test_merging_identical_tokens_changes_nothing_where_the_bias_is_even(randomi
     check.merging_twins_changes_nothing(adapt(model), spec)
 
 
-def test_traces_without_dynamic_shapes(parts_of, check):
-    check.traces(parts_of("network"), "tome:r=3@1,2", 4)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("variant", ["network", "shared_table"])

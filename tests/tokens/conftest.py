@@ -45,8 +45,11 @@ class Encoder:
         schedule = parse_schedule(spec)
         cls = method(schedule.method)
         reads = cls.reads(self.depth, schedule.options)
+        taps = [self.taps[number - 1] for number in reads]
+        if not cls.probabilities:
+            taps = [tap._replace(probabilities=None) for tap in taps]
         site = Site(
-            self.taps[reads[-1] - 1],
+            taps[-1],
             self.tokens,
             None,
             self.prefix,
@@ -57,7 +60,7 @@ class Encoder:
             options=schedule.options,
             lowering=lowering,
         )
-        return cls.choose([self.taps[number - 1] for number in reads], self.tokens, site).tolist()
+        return cls.choose(taps, self.tokens, site).tolist()
 
     def attention(self, block, image):
         """`[query][key]`, mean over heads, of a block (from 1), by loops."""

@@ -53,13 +53,17 @@ def test_a_large_token_never_joins_a_larger_or_a_large_one(seen):
 
 
 @pytest.mark.parametrize(("block", "switch"), [(8, None), (3, "3"), (12, "12")])
-def test_early_blocks_are_tome(seen, block, switch):
+def test_early_blocks_are_tome(seen, loops, block, switch):
     made = seen(2, 15, 1)
     options = {} if switch is None else {"switch": switch}
     site = made.site(11, block=block, depth=12, options=options)
     got, want = ATM.plan(site), ToMe.plan(site)
     assert torch.equal(got.slots(), want.slots())
-    assert best_match(site).shape == (2, 7)
+    a, b = loops.even_and_odd(1, 15)
+    for i, found in enumerate(best_match(site)):
+        keys = made.mean_keys(i)
+        best = [max(loops.cosine(keys[p], keys[q]) for q in b) for p in a]
+        torch.testing.assert_close(found, torch.tensor(best), **SUM_ROUNDING)
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 2, 5])

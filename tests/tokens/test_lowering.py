@@ -7,9 +7,8 @@ from torch import nn
 from edgevit.export.gate import FORBIDDEN_ATEN, check_program
 from edgevit.stages import Tap
 from edgevit.tokens import METHODS, method
-from edgevit.tokens.protocol import Site
 from edgevit.tokens.lowering import LOWERINGS, ascending, one_hot, take_rows
-
+from edgevit.tokens.protocol import Site
 
 # what decides on a block alone; selectors and trained methods have tests of their own, and expedit, which takes a
 # whole grid and so stands once

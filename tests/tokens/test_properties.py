@@ -86,8 +86,10 @@ class Case:
         parts = {name: getattr(tap, name)[:, :, index].to(dtype or tap.q.dtype) for name in "qkv"}
         moved = {
             "log_size": None if tap.log_size is None else tap.log_size[:, index].to(dtype or tap.q.dtype),
-            "probabilities": tap.probabilities[:, :, index][:, :, :, index].to(dtype or tap.q.dtype),
+            "probabilities": None,
         }
+        if tap.probabilities is not None:
+            moved["probabilities"] = tap.probabilities[:, :, index][:, :, :, index].to(dtype or tap.q.dtype)
         size = None if self.size is None else self.size[:, index].to(dtype or self.size.dtype)
         x = self.x[:, index].to(dtype or self.x.dtype)
         return Case(**{**self.__dict__, "tap": tap._replace(**parts, **moved), "x": x, "size": size})
@@ -100,12 +102,15 @@ class Case:
         return Case(**{**self.__dict__, "tap": tap, "x": self.x[one], "size": size})
 
 
-def tap_of(q, k, v, size, tracked):
-    """A tap with the probabilities that the sizes give; in float32, as they come from the attention of a model."""
+def tap_of(name, q, k, v, size, tracked):
+    """A tap as a model gives it: with log sizes where they are tracked, probabilities where they are asked for."""
     log_size = size.log() if size is not None and tracked else None
+    tap = Tap(q, k, v, SCALE, log_size=log_size)
+    if not method(name).probabilities:
+        return tap
     logits = (q @ k.transpose(2, 3)) * SCALE
     logits = logits if log_size is None else logits + log_size[:, None, None, :]
-    return Tap(q, k, v, SCALE, log_size=log_size, probabilities=logits.softmax(-1))
+    return tap._replace(probabilities=logits.softmax(-1))
 
 
 def build(name, seed, prefix=1, side=5, keep=0.5, sized=True, late=False, picks=(), scale=1.0, batch=2):
@@ -123,7 +128,7 @@ def build(name, seed, prefix=1, side=5, keep=0.5, sized=True, late=False, picks=
     size = torch.randint(1, 5, (batch, count), generator=generator).float() if sized else None
     if sized:
         size[:, :prefix] = 1
-    tap = tap_of(q, k, v, size, cls.tracks_size(options))
+    tap = tap_of(name, q, k, v, size, cls.tracks_size(options))
     case = Case(name, tap, x, size, prefix, (side, side), left, DEPTH if late else 2, options)
     return case if left < count else None
 
@@ -332,7 +337,7 @@ def test_float16_gives_numbers(name, kind, data):
         case.x[:, case.prefix : case.prefix + 4] = 0
     if kind == "all_alike":
         case.tap.q[:], case.tap.k[:], case.tap.v[:], case.x[:] = 1.0, 1.0, 1.0, 1.0
-    tap = tap_of(case.tap.q, case.tap.k, case.tap.v, case.size, case.tap.log_size is not None)
+    tap = tap_of(name, case.tap.q, case.tap.k, case.tap.v, case.size, case.tap.log_size is not None)
     case.tap = tap
     half = case.taking(torch.arange(case.count), torch.float16)
     exact = half.taking(torch.arange(case.count), torch.float32).plan()
@@ -399,7 +404,7 @@ class AllMethods(torch.nn.Module):
         out = []
         for case in self.cases:
             q, k, v = (t + x[:, None, :, :WIDTH] for t in (case.tap.q, case.tap.k, case.tap.v))
-            tap = tap_of(q, k, v, case.size, case.tap.log_size is not None)
+            tap = tap_of(case.name, q, k, v, case.size, case.tap.log_size is not None)
             now = Case(**{**case.__dict__, "tap": tap, "x": x})
             plan = now.plan(self.lowering)
             rows = plan.apply(x, now.size)[0]

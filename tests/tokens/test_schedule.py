@@ -226,4 +226,7 @@ def test_the_limit_named_for_an_impossible_budget_can_be_typed(name, where):
     with pytest.raises(ScheduleError) as refusal:
         count(f"{name}:flops=0.01{where}")
     limit = str(refusal.value).split("can cut is flops=")[1].split(" ")[0]
+    if where == "@12" and method(name).placement == "post":
+        assert limit == "1"  # behind the last block there is nothing left to save
+        return
     assert count(f"{name}:flops={limit}{where}").after[-1] < TOKENS
