@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 BUDGETS = (0.737, 0.638, 0.558)  # 0.924, 0.800 and 0.700 of the 1.254 giga-MACs of ViT-Tiny
-SEARCHED = ("tome", "diffrate", "mctf", "tokentransforming", "evit")
+SEARCHED = ("tome",)
+HAND = {"tome": ("@4,8", "@4,7,10", "@3,6,9,11"), "mctf": ("@4,7,10",), "tofu": ("@4,7,10",), "atm": ("@4,7,10",)}
 TARGETS = ("ort", "openvino")
-EXTRA = {"expedit": ",until={last}"}
 
 
 def specs(depth: int) -> dict[str, str]:
@@ -27,12 +27,13 @@ def specs(depth: int) -> dict[str, str]:
     for share in BUDGETS:
         for name in METHODS:
             cls = method(name)
-            if cls.selector or getattr(cls, "weights", None):
+            if cls.selector or cls.weights:
                 continue
-            found[f"{name}-{share}"] = f"{name}:flops={share}{EXTRA.get(name, '').format(last=depth)}"
+            until = f",until={depth - 1}@4" if name == "expedit" else ""
+            for where in ("", *HAND.get(name, ())):
+                found[f"{name}{where}-{share}"] = f"{name}:flops={share}{until}{where}"
         for name in SEARCHED:
             found[f"{name}-auto-{share}"] = f"{name}:auto,flops={share}"
-            found[f"{name}-auto3-{share}"] = f"{name}:auto,flops={share},points=3"
     return found
 
 
@@ -64,7 +65,7 @@ def accuracy(out: Path, names: list[str], data: Path) -> dict[str, dict]:
         if name not in found:
             dense = dense or evaluate(Bundle.load(out / "ort" / "dense"), images)
             result = evaluate(Bundle.load(out / "ort" / name), images)
-            found[name] = {"top1": result.top1, **{"agreement": compare(result, dense)["agreement"]}}
+            found[name] = {"top1": result.top1, "agreement": compare(result, dense)["agreement"]}
             path.write_text(json.dumps(found, indent=1))
             print(name, found[name], file=sys.stderr)
     return found
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--eval", type=Path, required=True)
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--no-search", action="store_true", help="leave the searched schedules out")
     parser.add_argument("--no-latency", action="store_true", help="export and evaluate only")
     arguments = parser.parse_args()
     manifests: dict[str, dict] = {}
@@ -104,6 +106,8 @@ def main() -> None:
         (arguments.out / target).mkdir(parents=True, exist_ok=True)
         exported(arguments.model, target, "none", arguments.out / target / "dense", arguments.calib)
     for name, asked in specs(12).items():
+        if arguments.no_search and ":auto" in asked:
+            continue
         ort = exported(arguments.model, "ort", asked, arguments.out / "ort" / name, arguments.calib)
         if ort:
             manifests[name] = ort

@@ -19,8 +19,8 @@ def check_timm(arch: str) -> str:
     if not arch.startswith("timm:"):
         near = did_you_mean(arch.partition(":")[0], TRAINED)
         raise LoadError(
-            f"architecture {arch!r} is not understood{near}; write timm:NAME or torchvision:NAME, or for weights trained "
-            f"with their token reduction {', '.join(f'{name}:NAME' for name in TRAINED)}"
+            f"architecture {arch!r} is not understood{near}; write timm:NAME or torchvision:NAME, or for weights "
+            f"trained with their token reduction {', '.join(f'{name}:NAME' for name in TRAINED)}"
         )
     name = arch.removeprefix("timm:")
     try:

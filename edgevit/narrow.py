@@ -12,7 +12,7 @@ from edgevit.errors import ScheduleError
 from edgevit.tokens.lowering import take_rows
 
 if TYPE_CHECKING:
-    from edgevit.reduce import Step
+    from edgevit.reduced_vit import Step
     from edgevit.stages import BlockView, Tap
     from edgevit.tokens.protocol import Tokens
 

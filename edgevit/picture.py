@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
     from edgevit.preprocess import Preprocess
-    from edgevit.reduce import ReducedVit
+    from edgevit.reduced_vit import ReducedVit
 
     Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -187,7 +187,9 @@ def _search(checkpoint: Checkpoint, schedule: TokenSchedule, data: Dataset, prog
     vit = adapt(_eager(checkpoint))
     read = islice(data.tensors(checkpoint.preprocess, BATCH), MOST_IMAGES // BATCH)
     images = torch.from_numpy(np.concatenate(list(read)))[: len(data)]  # the last batch was padded
-    return search(vit, schedule, images.split(BATCH), lambda done, total: progress("search schedule", done, total)).schedule
+    return search(
+        vit, schedule, torch.split(images, BATCH), lambda done, total: progress("search schedule", done, total)
+    ).schedule
 
 
 def _eager(checkpoint: Checkpoint) -> nn.Module:

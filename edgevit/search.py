@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from edgevit.errors import ScheduleError
 from edgevit.reduce import dense_macs, reduce
 from edgevit.tokens import method
-from edgevit.tokens.schedule import Counts, TokenSchedule, count_tokens
+from edgevit.tokens.counting import Counts, count_tokens
+from edgevit.tokens.schedule import TokenSchedule
 
 if TYPE_CHECKING:
     import torch

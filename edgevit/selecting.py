@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from edgevit.errors import ScheduleError
-from edgevit.reduce import ReducedBlock, Step, dense_macs
+from edgevit.reduce import dense_macs
+from edgevit.reduced_vit import ReducedBlock, Step
 from edgevit.stages import ReducedModel, Tap, VitModel
 from edgevit.tokens import method
+from edgevit.tokens.counting import count_tokens
 from edgevit.tokens.lowering import Lowering, take_rows
 from edgevit.tokens.plans import prune
 from edgevit.tokens.protocol import Tokens
-from edgevit.tokens.schedule import TokenSchedule, count_tokens
+from edgevit.tokens.schedule import TokenSchedule
 
 if TYPE_CHECKING:
     from edgevit.tokens.protocol import Plan, Selector

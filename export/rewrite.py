@@ -26,7 +26,8 @@ PASSES = {
     "attention_by_head": "edgevit.export.attention_by_head:attention_by_head",  # after the split: it reads the parts
     "fold_attention_scale": "edgevit.export.fold_attention_scale:fold_attention_scale",
     "drop_unread_tokens": "edgevit.export.drop_unread_tokens:drop_unread_tokens",  # after the split: q alone shrinks
-    "fold_norm_affine": "edgevit.export.fold_norm_affine:fold_norm_affine",  # last: it sees the final Linears
+    "fold_norm_affine": "edgevit.export.fold_norm_affine:fold_norm_affine",  # it sees the final Linears
+    "drop_batch_axis": "edgevit.export.drop_batch_axis:drop_batch_axis",  # last: the others know the axis
 }
 
 TOLERANCE = 1e-5  # relative to the largest output: float32 sums in another order

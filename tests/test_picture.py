@@ -13,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from edgevit.adapters import adapt
 from edgevit.errors import ScheduleError
 from edgevit.picture import MAX_STAGES, MIN_PANEL, Stage, TokenHistory, contact, draw, legend, token_history
-from edgevit.reduce import dense_parts, reduce
+from edgevit.reduce import reduce
+from edgevit.reduced_vit import dense_parts
 from edgevit.tokens.schedule import parse_schedule
 
 SIZE = 64  # 8 x 8 patches

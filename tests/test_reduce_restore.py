@@ -5,7 +5,8 @@ import torch
 
 from edgevit.adapters import adapt
 from edgevit.errors import ScheduleError
-from edgevit.reduce import reduce, restore
+from edgevit.reduce import reduce
+from edgevit.reduced_vit import restore
 from edgevit.stages import Tap
 from edgevit.tokens.protocol import Site
 from edgevit.tokens.schedule import parse_schedule

@@ -7,7 +7,8 @@ from edgevit.adapters import adapt
 from edgevit.errors import ScheduleError
 from edgevit.reduce import reduce
 from edgevit.search import divergence, search
-from edgevit.tokens.schedule import count_tokens, parse_schedule
+from edgevit.tokens.counting import count_tokens
+from edgevit.tokens.schedule import parse_schedule
 
 pytest.importorskip("timm")
 

@@ -66,7 +66,7 @@ def prove_identity(vit: VitModel) -> None:
     """Compare parts and whole on one random image: a newer model library may have changed what a block does."""
     import torch
 
-    from edgevit.reduce import dense_parts
+    from edgevit.reduced_vit import dense_parts
 
     images = torch.rand(1, 3, *vit.image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():

@@ -154,7 +154,8 @@ def _pictures(data: Dataset) -> list[tuple[str, Image.Image]]:
     from edgevit.adapters import adapt
     from edgevit.load import load
     from edgevit.picture import contact, draw_file, legend
-    from edgevit.reduce import ReducedVit, reduce
+    from edgevit.reduce import reduce
+    from edgevit.reduced_vit import ReducedVit
     from edgevit.tokens.schedule import parse_schedule
 
     checkpoint = load("demo")

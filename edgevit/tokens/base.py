@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from edgevit.stages import VitModel
+    from edgevit.tokens.counting import Counts
     from edgevit.tokens.protocol import Placement
-    from edgevit.tokens.schedule import Counts
 
 
 COUNT_OR_SHARE = {

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgevit.stages import VitModel
-    from edgevit.tokens.schedule import Counts
+    from edgevit.tokens.counting import Counts
 
 
 class DynamicViT(Reduction):
@@ -48,7 +48,7 @@ class DynamicViT(Reduction):
     @classmethod
     def check_counts(cls, counts: Counts, vit: VitModel) -> str | None:
         """A predictor for each point."""
-        from edgevit.tokens.schedule import scheduled_blocks
+        from edgevit.tokens.counting import scheduled_blocks
 
         predictors = len(cast("nn.ModuleList", vit.trained["dynamicvit"]))
         points = scheduled_blocks(counts.schedule, len(vit.blocks))

@@ -36,7 +36,7 @@ from edgevit.tokens.protocol import Placement, Site
 
 if TYPE_CHECKING:
     from edgevit.stages import VitModel
-    from edgevit.tokens.schedule import Counts
+    from edgevit.tokens.counting import Counts
 
 SHARP = 5.0  # τ times the squared distance of a typical patch to its nearest cell mean
 LEAST = 1e-3  # of ‖x‖²: a smaller distance counts as this, so τ ‖x‖² stays below 5000 and float16 holds it

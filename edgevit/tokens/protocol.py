@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgevit.stages import Tap, VitModel
+    from edgevit.tokens.counting import Counts
     from edgevit.tokens.lowering import Lowering
-    from edgevit.tokens.schedule import Counts
 
 Placement = Literal["mid", "early", "post", "front"]
 """Where a method's plan is applied: behind the attention residual; inside the attention, before its output (queries
@@ -58,7 +58,7 @@ class Site:
 
 
 class Plan(Protocol):
-    """One decision about one block's tokens: made once, applied to any tensor. Everything traces to static operators."""
+    """One decision about one block's tokens: made once, applied to any tensor. All of it traces to static operators."""
 
     def apply(self, x: torch.Tensor, size: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`[B, N, C]`, sizes `[B, N]` or None (all one) → `[B, N', C]`, `[B, N']` or None."""

@@ -22,8 +22,9 @@ from edgevit.tokens.macs import block_macs
 
 if TYPE_CHECKING:
     from edgevit.stages import Stage, Tap, VitModel
+    from edgevit.tokens.counting import Counts
     from edgevit.tokens.protocol import Selector, Site
-    from edgevit.tokens.schedule import Counts, TokenSchedule
+    from edgevit.tokens.schedule import TokenSchedule
 
 
 class OutputSelector(Reduction):
@@ -158,7 +159,7 @@ def count_selected(schedule: TokenSchedule, stages: Sequence[Stage], fixed_macs:
 
     Raises ScheduleError.
     """
-    from edgevit.tokens.schedule import Counts
+    from edgevit.tokens.counting import Counts
 
     cls = cast("type[Selector]", method(schedule.method))
     stage = stages[0]

@@ -26,6 +26,7 @@ from edgevit.tokens.scores import halves
 
 SCALE, EPSILON = 1e3, 1e-6  # keys times 1e3, so that the operator's epsilon is nothing beside their squares
 
+
 def similarity(site: Site) -> torch.Tensor:
     """Cosine of the head-mean keys of A and B, times their width: `[B, Na, Nb]` float32.
 
@@ -49,7 +50,7 @@ def match(site: Site, scores: torch.Tensor) -> Merge:
     order = scores.amax(dim=-1).topk(in_a, dim=-1).indices
     a = torch.arange(first_a, count, 2, device=scores.device).expand(batch, -1)
     b = torch.arange(first_b, count, 2, device=scores.device).expand(batch, -1)
-    merged, kept = take(a, order, site.lowering).split([merge, in_a - merge], dim=1)
+    merged, kept = torch.split(take(a, order, site.lowering), [merge, in_a - merge], dim=1)
     prefix = torch.arange(site.prefix, device=scores.device).expand(batch, -1)
     nearest = take_rows(scores, order[:, :merge], site.lowering).argmax(dim=-1)
     return Merge(

@@ -52,7 +52,7 @@ def images_of(parts, count=2):
 def parts_equal_whole(model):
     """Parts without reduction, or the unfused attention, compute what the model does; returns the parts."""
     from edgevit.adapters import adapt
-    from edgevit.reduce import dense_parts
+    from edgevit.reduced_vit import dense_parts
 
     parts = adapt(model)
     images = images_of(parts)

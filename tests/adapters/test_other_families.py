@@ -13,7 +13,8 @@ from edgevit.adapters.hf import OneTensor
 from edgevit.errors import ScheduleError, UnsupportedModel
 from edgevit.export.to_onnx import to_onnx
 from edgevit.export.trace import trace
-from edgevit.reduce import dense_parts, reduce
+from edgevit.reduce import reduce
+from edgevit.reduced_vit import dense_parts
 from edgevit.stages import InputSpec
 from edgevit.tokens.protocol import Tokens
 from edgevit.tokens.schedule import parse_schedule

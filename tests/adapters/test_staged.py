@@ -11,11 +11,13 @@ from edgevit.adapters import adapt
 from edgevit.errors import ScheduleError, UnsupportedModel
 from edgevit.export.to_onnx import to_onnx
 from edgevit.export.trace import trace
-from edgevit.reduce import dense_macs, dense_parts, reduce
+from edgevit.reduce import dense_macs, reduce
+from edgevit.reduced_vit import dense_parts
 from edgevit.stages import InputSpec
+from edgevit.tokens.counting import count_tokens
 from edgevit.tokens.macs import block_macs
 from edgevit.tokens.protocol import Tokens
-from edgevit.tokens.schedule import TokenSchedule, count_tokens, parse_schedule
+from edgevit.tokens.schedule import TokenSchedule, parse_schedule
 
 pytest.importorskip("timm")
 from tests.adapters.families_staged import (

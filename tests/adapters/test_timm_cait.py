@@ -6,7 +6,8 @@ from torch import nn
 
 from edgevit.adapters import adapt
 from edgevit.errors import ScheduleError, UnsupportedModel
-from edgevit.reduce import dense_parts, reduce
+from edgevit.reduce import reduce
+from edgevit.reduced_vit import dense_parts
 from edgevit.stages import Tap
 from edgevit.tokens.schedule import parse_schedule
 

@@ -6,7 +6,8 @@ import torch
 from edgevit.adapters import adapt
 from edgevit.errors import UnsupportedModel
 from edgevit.export.trace import trace
-from edgevit.reduce import dense_parts, reduce
+from edgevit.reduce import reduce
+from edgevit.reduced_vit import dense_parts
 from edgevit.stages import InputSpec
 from edgevit.tokens.schedule import parse_schedule
 

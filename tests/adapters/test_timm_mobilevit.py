@@ -5,7 +5,8 @@ import torch
 
 from edgevit.adapters import adapt
 from edgevit.errors import UnsupportedModel
-from edgevit.reduce import dense_parts, reduce
+from edgevit.reduce import reduce
+from edgevit.reduced_vit import dense_parts
 from edgevit.tokens.schedule import parse_schedule
 
 timm = pytest.importorskip("timm")

@@ -6,8 +6,9 @@ import torch
 from edgevit.adapters.timm_vit import TimmBlock
 from edgevit.reduce import dense_macs
 from edgevit.stages import Stage
+from edgevit.tokens.counting import count_tokens
 from edgevit.tokens.macs import blocks_macs
-from edgevit.tokens.schedule import count_tokens, parse_schedule
+from edgevit.tokens.schedule import parse_schedule
 
 timm = pytest.importorskip("timm")
 

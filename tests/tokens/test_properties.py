@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgevit.export.trace import trace
-from edgevit.reduce import restore
+from edgevit.reduced_vit import restore
 from edgevit.stages import InputSpec, Tap
 from edgevit.tokens import METHODS, method
 from edgevit.tokens.protocol import Site

@@ -8,8 +8,9 @@ import pytest
 from edgevit.errors import ScheduleError
 from edgevit.stages import Stage
 from edgevit.tokens import METHODS, method
+from edgevit.tokens.counting import count_tokens
 from edgevit.tokens.macs import blocks_macs
-from edgevit.tokens.schedule import TokenSchedule, count_tokens, parse_schedule
+from edgevit.tokens.schedule import TokenSchedule, parse_schedule
 
 BLOCK = SimpleNamespace(macs_per_token=(4 * 64**2, 8 * 64**2), attention_width=64)
 BLOCKS = (BLOCK,) * 12

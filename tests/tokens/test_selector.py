@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from edgevit.errors import ScheduleError
 from edgevit.stages import Stage
 from edgevit.tokens import METHODS, method
-from edgevit.tokens.schedule import count_tokens, parse_schedule
+from edgevit.tokens.counting import count_tokens
+from edgevit.tokens.schedule import parse_schedule
 
 SELECTORS = [name for name in METHODS if method(name).selector]
 BLOCK = SimpleNamespace(macs_per_token=(100, 200), attention_width=8)

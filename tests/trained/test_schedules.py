@@ -7,7 +7,8 @@ from edgevit.adapters import adapt
 from edgevit.errors import ScheduleError
 from edgevit.reduce import dense_macs, reduce
 from edgevit.stages import Stage
-from edgevit.tokens.schedule import count_tokens, parse_schedule
+from edgevit.tokens.counting import count_tokens
+from edgevit.tokens.schedule import parse_schedule
 from edgevit.trained import TRAINED
 
 SAME = {"rtol": 1e-5, "atol": 1e-6}  # the same kernels; attention in parts may add in another order

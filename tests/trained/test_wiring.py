@@ -146,7 +146,7 @@ WRONG_ARCH = {
     "dtop:wired_vit": "behind which blocks the heads of a DToP stand",
     "dynamicvit:no_vit": "timm has no model 'no_vit'",
     "dynamicvit:wired_vit": r"keys missing .*unexpected .*is --arch right\?",
-    "dynamicvitt:wired_vit": r"'dynamicvitt:wired_vit' is not understood \(did you mean dynamicvit\?\); write timm:NAME",
+    "dynamicvitt:wired_vit": r"is not understood \(did you mean dynamicvit\?\); write timm:",
 }
 
 
