@@ -11,7 +11,7 @@ written from the formulas.
 Static form: G is the number of patches of the image (as the authors evaluate); a block that leaves K patches has K
 slots, and where more are taken the K with the largest score stay, the one approximation. `points=slots` takes G = K:
 every patch taken has a slot then, but up to half of the slots stay dead, and outputs move further from the dense
-model's at equal cost. A patch is taken iff a point lies between the midpoints to its neighbours, which is counted, not searched.
+model's at equal cost. A patch is taken iff a point lies between the midpoints to its neighbours: counted, not searched.
 Slots that no point filled are *dead*: they hold the best patches that were not taken, at a size of 1e-30. Later
 attention adds log(size) = −69 to their logits, which makes their share nothing; live slots have size 1 and log 0, so
 this is no proportional attention. Means over patches weigh dead slots by their size. They still cost their
