@@ -17,11 +17,16 @@ $(VENV)/.installed: pyproject.toml
 demo: install ## the whole pipeline on the embedded model: a table and demo-out/report.html
 	$(BIN)/edgevit demo -o demo-out
 
+# Two halves side by side on two cores: tensors in one, and whatever measures or locks the machine in the other.
+HALF := tests/tokens tests/adapters tests/trained
+both = $(BIN)/pytest -m "$(1)" $(HALF) & half=$$!; \
+	$(BIN)/pytest -m "$(1)" $(addprefix --ignore=,$(HALF)); rest=$$?; wait $$half && exit $$rest
+
 test: install ## the default suite, minutes
-	$(BIN)/pytest -m "not slow"
+	$(call both,not slow)
 
 test-slow: install ## what takes longer
-	$(BIN)/pytest -m slow
+	$(call both,slow)
 
 support: install ## docs/support.md: every method on every family, exported and verified
 	$(BIN)/python tests/support.py

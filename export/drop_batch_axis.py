@@ -52,12 +52,10 @@ def drop_batch_axis(module: GraphModule) -> int:
         if shape is None:  # several results; the readers pick one
             bare[node] = new
             continue
-        if new.meta["val"].shape == shape:  # it had no first axis of one
-            node.replace_all_uses_with(new)
-            continue
-        back = _shaped(module, node, new, shape)
+        back = new if new.meta["val"].shape == shape else _shaped(module, node, new, shape)
         node.replace_all_uses_with(back)
-        bare[back] = new
+        if back is not new:  # else it had no first axis of one
+            bare[back] = new
     return matched
 
 
@@ -65,7 +63,7 @@ def _without(module: GraphModule, node: Node, bare: dict[Node, Node]) -> Node | 
     """What computes `node` without the first axis, or None for a node that stays."""
     import torch
 
-    aten, shape, first = torch.ops.aten, getattr(node.meta["val"], "shape", None), node.all_input_nodes[:1]
+    aten, shape, first = torch.ops.aten, tuple(getattr(node.meta["val"], "shape", ())), node.all_input_nodes[:1]
     if node.target is operator.getitem:
         return call(module, node, operator.getitem, bare[first[0]], node.args[1]) if first[0] in bare else None
     if not first or not hasattr(first[0].meta.get("val"), "shape"):
@@ -80,12 +78,11 @@ def _without(module: GraphModule, node: Node, bare: dict[Node, Node]) -> Node | 
     if node.target is aten.unsqueeze.default:
         axis = node.args[1] % (rank + 1)
         return call(module, node, node.target, bare[first[0]], axis - 1) if first[0] in bare and axis else None
-    if node.target is aten.permute.default and first[0] in bare:
-        axes = [axis % rank for axis in node.args[1]]
-        return call(module, node, node.target, bare[first[0]], [a - 1 for a in axes[1:]]) if axes[0] == 0 else None
-    if node.target is aten.transpose.int and first[0] in bare:
-        axes = [axis % rank for axis in node.args[1:]]
-        return call(module, node, node.target, bare[first[0]], *(a - 1 for a in axes)) if all(axes) else None
+    if node.target in (aten.permute.default, aten.transpose.int) and first[0] in bare:
+        turns = node.target is aten.permute.default
+        axes = [axis % rank - 1 for axis in (node.args[1] if turns else node.args[1:])]
+        fits = axes[0] == -1 if turns else min(axes) >= 0
+        return call(module, node, node.target, bare[first[0]], *([axes[1:]] if turns else axes)) if fits else None
     return _operator(module, node, bare)
 
 
@@ -103,9 +100,8 @@ def _operator(module: GraphModule, node: Node, bare: dict[Node, Node]) -> Node |
     starts = rank == 3 and node.target in (torch.ops.aten.linear.default, torch.ops.aten.layer_norm.default)
     if any(shapes[part][0] != 1 for part in full) or not (starts or any(part in bare for part in full)):
         return None
-    if name == "layer_norm.default" and len(node.args[1]) == rank:
-        return None
-    if name == "matmul.default" and min(map(len, shapes.values())) < 2:
+    whole = name == "layer_norm.default" and len(node.args[1]) == rank
+    if whole or (name == "matmul.default" and min(map(len, shapes.values())) < 2):
         return None
     args = list(node.args)
     if name in AXES:
@@ -115,6 +111,9 @@ def _operator(module: GraphModule, node: Node, bare: dict[Node, Node]) -> Node |
             return None
         args[place : place + 1] = [] if axes is None else [axes]
     new = map_arg(tuple(args), lambda part: _bare(module, part, bare) if part in full else part)
+    if name == "index_select.default" and rank <= 3 and new[1] == 0:  # index_select would reshape the indices first
+        rows = (torch.ops.aten.embedding.default, new[0], new[2])
+        return call(module, node, *(rows if rank == 3 else (torch.ops.aten.gather.default, *new)))
     return call(module, node, node.target, *new, **node.kwargs)
 
 
@@ -130,15 +129,13 @@ def _reshaped(module: GraphModule, node: Node, bare: dict[Node, Node]) -> Node |
     """A reshape goes straight to the shape without the axis."""
     if node.args[0] not in bare:
         return None
-    shape = list(node.meta["val"].shape)
-    wanted = shape[1:] if shape[0] == 1 and len(shape) > 1 else shape
-    return _shaped(module, node, bare[node.args[0]], wanted)
+    shape = node.meta["val"].shape
+    return _shaped(module, node, bare[node.args[0]], shape[1:] if shape[0] == 1 and len(shape) > 1 else shape)
 
 
 def _bare(module: GraphModule, node: Node, bare: dict[Node, Node]) -> Node:
     """The values of `node` without the first axis: known, or by one reshape behind it."""
-    if node not in bare:
-        bare[node] = _shaped(module, node.next, node, node.meta["val"].shape[1:])
+    bare[node] = bare.get(node) or _shaped(module, node.next, node, node.meta["val"].shape[1:])
     return bare[node]
 
 

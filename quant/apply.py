@@ -86,7 +86,9 @@ def layer_name(node: Node) -> str:
     path = str(stack[-1][0]) if stack else ""
     for wrapper in WRAPPERS:
         path = path.removeprefix(wrapper)
-    return path.replace(".block.", ".") or str(node.name)
+    while ".block." in path:  # reduction wraps an adapter's block, which wraps the library's
+        path = path.replace(".block.", ".")
+    return path or str(node.name)
 
 
 def _quantize_linears(

@@ -32,6 +32,8 @@ class Ort:
         scheme=QuantScheme(activations="uint8"),  # the x86 kernels are u8 x s8
         rewrites=("patches_as_linear", "fold_attention_scale"),
         lowering="gather",
+        forms=("split_qkv", "attention_by_head", "drop_batch_axis"),
+        explicit=True,
         tolerance={"fp32": 1e-4, "int8": None},  # fp32: same operators, other summation order
     )
 

@@ -38,6 +38,7 @@ class OpenVino:
             "fold_norm_affine",
         ),
         lowering="gather",
+        forms=("split_qkv", "fold_attention_scale", "fold_norm_affine"),  # by head or without the batch axis: no faster
         # fp32: other summation order. bf16 keeps 8 bits of mantissa, fp16 11; both round at every operator, and a
         # rounded similarity may pick another, nearly equal, token: judged by agreement like int8.
         tolerance={"fp32": 1e-4, "bf16": None, "fp16": None, "int8+fp32": None, "int8+bf16": None},

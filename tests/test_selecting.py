@@ -97,6 +97,7 @@ class Together(torch.nn.Module):
         return torch.cat([first.head(rows, None).reshape(1, -1, 32) for rows in chosen], dim=1)
 
 
+@pytest.mark.slow
 def test_the_programs_are_static_and_onnx_runtime_agrees(encoder, tmp_path):
     ort = pytest.importorskip("onnxruntime")
     from edgevit.export.to_onnx import to_onnx

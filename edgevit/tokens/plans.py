@@ -62,7 +62,7 @@ class Merge(Grouping):
         """y_j = x_j + Σ_i (w_i / Σ w) (x_i − x_j): the groups' own rows are copied, only what joins is computed."""
         weight = size if self.weight is None else self.weight  # its own dtype: only shares need fit the stream's
         spread, total = self._joined(weight, x.dtype if weight is None else weight.dtype)
-        share = (spread / total.unsqueeze(1)).to(x.dtype).transpose(1, 2)  # [B, N', R]
+        share = (spread / total.unsqueeze(2)).to(x.dtype)
         rows = take_rows(x, self.order, self.lowering)
         differences = take_rows(x, self.merged, self.lowering) - take_rows(rows, self.target, self.lowering)
         out = rows + share @ differences
@@ -74,15 +74,19 @@ class Merge(Grouping):
     def _joined(
         self, weight: torch.Tensor | None, dtype: torch.dtype, gain: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What each merged token brings to each slot `[B, R, N']`, and the slots' sums `[B, N']`, own included."""
-        spread = one_hot(self.target, self.order.shape[1], dtype)
+        """What each merged token brings to each slot `[B, N', R]`, and the slots' sums `[B, N']`, own included.
+
+        Sums run along the last axis: over the one before it they can take longer than the block's other steps together.
+        """
+        slots = torch.arange(self.order.shape[1], device=self.target.device).unsqueeze(-1)
+        spread = (slots == self.target.unsqueeze(1)).to(dtype)
         if weight is None:
-            return spread, spread.sum(dim=1) + 1
+            return spread, spread.sum(dim=2) + 1
         brought = take(weight, self.merged, self.lowering)
         if gain is not None:
             brought = brought * gain.to(dtype)
-        spread = spread * brought.unsqueeze(-1)
-        return spread, spread.sum(dim=1) + take(weight, self.order, self.lowering)
+        spread = spread * brought.unsqueeze(1)
+        return spread, spread.sum(dim=2) + take(weight, self.order, self.lowering)
 
 
 @dataclass(frozen=True)

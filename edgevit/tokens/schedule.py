@@ -212,8 +212,6 @@ def _checked(schedule: TokenSchedule) -> TokenSchedule:
         raise ScheduleError(f"{schedule}: scope=attention keeps every token, so until= has nothing to bring back")
     if list(schedule.blocks) != sorted(set(schedule.blocks)) or any(b < 1 for b in schedule.blocks):
         raise ScheduleError(f"{schedule}: blocks count from 1 and must rise, got {list(schedule.blocks)}")
-    if schedule.until and schedule.blocks and schedule.until < schedule.blocks[-1]:
-        raise ScheduleError(f"{schedule}: until={schedule.until} stands in front of block {schedule.blocks[-1]}")
     if len(schedule.amounts) > 1 and schedule.key in ("flops", "auto"):
         raise ScheduleError(f"{schedule}: flops= takes one number")
     if len(schedule.amounts) > 1 and len(schedule.amounts) != len(schedule.blocks) and not cls.architecture:

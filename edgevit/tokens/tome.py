@@ -30,11 +30,11 @@ SCALE, EPSILON = 1e3, 1e-6  # keys times 1e3, so that the operator's epsilon is 
 def similarity(site: Site) -> torch.Tensor:
     """Cosine of the head-mean keys of A and B, times their width: `[B, Na, Nb]` float32.
 
-    Its argmax decides, and a NaN there is final. The sum over heads is a product with ones and the division by the
-    length a root mean square, which runtimes have as one operator each; neither factor changes an order.
+    Its argmax decides, and a NaN there is final. The division by the length is one by a root mean square, which
+    runtimes have as one operator; neither factor changes an order.
     """
     keys = site.tap.k.to(torch.float32)
-    total = (torch.full((1, keys.shape[1]), SCALE) @ keys.transpose(1, 2)).squeeze(2)  # [B, N, d]
+    total = keys.transpose(1, 2).sum(dim=2) * SCALE  # [B, N, d]
     length = torch.sqrt(total.pow(2).mean(dim=-1, keepdim=True) + EPSILON)
     metric = total / length * torch.ones(total.shape[-1])  # the pattern that runtimes know as RMSNorm
     first_a, first_b = (site.prefix + first for first in halves(site.prefix))

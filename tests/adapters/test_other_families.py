@@ -203,6 +203,7 @@ def test_queries_keys_and_values_alone_are_those_of_the_whole_projection(model_o
         assert half.scale == tap.scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "schedule", "batch"),
     [(VIT_TOKENS, "tome:r=3@2", 4), (SIGLIP, "tome:r=3@2", 1), (TORCHVISION, "evit:keep=0.5@2", 4)],

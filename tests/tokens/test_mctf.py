@@ -153,6 +153,7 @@ def test_the_whole_block_equals_its_formula(tiny_vit):
     assert torch.equal(tokens.size, member.sum(dim=-1))
 
 
+@pytest.mark.slow
 def test_it_exports_and_both_batches_agree(tiny_vit):
     pytest.importorskip("timm")
     from edgevit.export.trace import trace

@@ -412,6 +412,7 @@ class AllMethods(torch.nn.Module):
         return torch.cat(out, dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lowering", "late"), [("gather", False), ("matmul", True)])
 def test_every_method_traces_to_a_static_program(lowering, late):
     module = AllMethods(lowering, late)

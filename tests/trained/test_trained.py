@@ -65,6 +65,7 @@ def test_the_traced_program_is_static_and_equals_the_module(tiny, images, graphs
         torch.testing.assert_close(program.module()(x), tiny(architecture)(x), **KERNELS)
 
 
+@pytest.mark.slow
 @everywhere
 def test_onnx_runtime_agrees(tiny, images, graphs, architecture, tmp_path):
     import onnxruntime

@@ -173,6 +173,7 @@ EXPORTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "spec", "target", "tokens"), EXPORTS)
 def test_a_checkpoint_file_becomes_a_bundle(saved, cli, architecture, spec, target, tokens):
     path, _ = saved(architecture)
