@@ -3,9 +3,9 @@
     python tests/support.py            writes docs/support.md (`make support`)
     python tests/support.py tome evit  checks these methods and prints what is not as the document says
 
-A cell is verified when the reduced model of random weights traces to static shapes, and ONNX Runtime with batch 4 agrees
-with eager, which takes the images one by one, within 1e-4 of the largest output on 8 images: so batch 1 and batch 4 agree
-too. ONNX Runtime with batch 1 is compared on the families of ALSO_ONE.
+A cell is verified when the reduced model of random weights traces to static shapes, and ONNX Runtime with batch 4
+agrees with eager, which takes the images one by one, within 1e-4 of the largest output on 8 images: so batch 1 and
+batch 4 agree too. ONNX Runtime with batch 1 is compared on the families of ALSO_ONE.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ def document(cells: list[Cell]) -> str:
             "Made by `make support`; a test keeps it true.",
             "",
             f"`{VERIFIED}`: exported and verified on a small model of random weights: static shapes, no forbidden",
-            f"operator, ONNX Runtime at batch {BATCH} within 1e-4 of eager at batch 1 on {IMAGES} images. ONNX Runtime at",
-            f"batch 1 is compared on: {', '.join(ALSO_ONE)}.",
+            f"operator, ONNX Runtime at batch {BATCH} within 1e-4 of eager at batch 1 on {IMAGES} images.",
+            f"ONNX Runtime at batch 1 is compared on: {', '.join(ALSO_ONE)}.",
             "A number: refused, for the reason with that number below.",
             "",
             f"{len(names)} families, {len(methods)} methods: {verified} combinations verified, "

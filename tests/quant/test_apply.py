@@ -23,7 +23,8 @@ CASES = [
 ]  # fmt: skip
 # What moves values about, as this test sees it; anything else that gives float values computes.
 STILL = {
-    "full", "ones", "split_with_sizes", "getitem", "reshape", "permute", "transpose", "select", "slice", "unbind", "clone", "cat", "expand", "unsqueeze",
+    "full", "ones", "split_with_sizes",
+    "getitem", "reshape", "permute", "transpose", "select", "slice", "unbind", "clone", "cat", "expand", "unsqueeze",
     "squeeze", "flatten", "index_select", "gather", "to", "dropout", "arange", "ones_like", "_assert_tensor_metadata",
 }  # fmt: skip
 
