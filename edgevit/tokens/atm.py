@@ -76,7 +76,10 @@ class ATM(Bipartite):
     @staticmethod
     def plan(site: Site) -> Merge:
         """Match by position or by size."""
-        return bipartite(site, *_halves(site)) if _by_size(site) else match(site, similarity(site))
+        if not _by_size(site):
+            return match(site, similarity(site))
+        small, large, cosines = _halves(site)
+        return bipartite(site, small + site.prefix, large + site.prefix, cosines)
 
 
 def _by_size(site: Site) -> bool:

@@ -112,8 +112,8 @@ class ATS(Reduction):
         """
         return max(Reduction.tokens_after(tokens, prefix, key, value), min(prefix + 2, tokens))
 
-    @staticmethod
-    def tracks_size(options: Mapping[str, str]) -> bool:
+    @classmethod
+    def tracks_size(cls, options: Mapping[str, str]) -> bool:
         """Sizes carry which slots are dead."""
         return True
 

@@ -129,10 +129,11 @@ class Reduction:
         """R from 0 to all tokens."""
         return "r", tuple(float(r) for r in range(tokens))
 
-    @staticmethod
-    def tracks_size(options: Mapping[str, str]) -> bool:
-        """No proportional attention."""
-        return False
+    @classmethod
+    def tracks_size(cls, options: Mapping[str, str]) -> bool:
+        """As `prop=` says, or its default; never for a method without that option."""
+        offered = cls.options.get("prop")
+        return offered is not None and options.get("prop", offered[0]) == "on"
 
 
 class Bipartite(Reduction):
@@ -159,10 +160,21 @@ class Bipartite(Reduction):
         """R from 0 to half the tokens."""
         return "r", tuple(float(r) for r in range(tokens // 2 + 1))
 
+
+class ByShare(Reduction):
+    """Methods that keep a share of the patches at few points; `flops=` is solved in thousandths of it."""
+
+    keys: ClassVar[Mapping[str, str]] = SHARE_OR_COUNT
+
     @staticmethod
-    def tracks_size(options: Mapping[str, str]) -> bool:
-        """On unless `prop=off`."""
-        return options.get("prop", "on") == "on"
+    def default_blocks(depth: int) -> tuple[int, ...]:
+        """Behind each quarter of the depth but the last: 4, 7 and 10 of 12, as in EViT."""
+        return quarters(depth)
+
+    @staticmethod
+    def budget_grid(tokens: int) -> tuple[str, tuple[float, ...]]:
+        """Keep rates in steps of a thousandth."""
+        return "keep", tuple(k / 1000 for k in range(1000, 0, -1))
 
 
 def kept(patches: int, share: float) -> int:

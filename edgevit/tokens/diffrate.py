@@ -120,11 +120,6 @@ class DiffRate(Reduction):
         return Reduction.tokens_after(tokens, prefix, key, value)
 
     @staticmethod
-    def tracks_size(options: Mapping[str, str]) -> bool:
-        """On unless `prop=off`."""
-        return options.get("prop", "on") == "on"
-
-    @staticmethod
     def plan(site: Site) -> Absorb | Prune:
         """Order by attention, cut, and give the tail to its nearest."""
         attention = class_attention(site.tap, site.prefix)

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from edgevit.tokens.base import SHARE_OR_COUNT, Reduction, quarters
+from edgevit.tokens.base import SHARE_OR_COUNT, ByShare
 from edgevit.tokens.plans import Prune, prune, with_prefix
 from edgevit.tokens.protocol import Placement, Site
 from edgevit.trained.dynamicvit import scores
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgevit.tokens.counting import Counts
 
 
-class DynamicViT(Reduction):
+class DynamicViT(ByShare):
     """`dynamicvit:keep=0.7@4,7,10`: keep 70 % in front of blocks 4, 7 and 10, of what is there, each time."""
 
     name: ClassVar[str] = "dynamicvit"
@@ -39,11 +39,6 @@ class DynamicViT(Reduction):
     merges: ClassVar[bool] = False
     weights: ClassVar[str | None] = "dynamicvit"
     no_search: ClassVar[str | None] = "has predictors that were trained for their places; give keep= or flops="
-
-    @staticmethod
-    def default_blocks(depth: int) -> tuple[int, ...]:
-        """Behind each quarter of the depth but the last: in front of 4, 7 and 10 of 12."""
-        return quarters(depth)
 
     @classmethod
     def check_counts(cls, counts: Counts, vit: VitModel) -> str | None:
@@ -65,11 +60,6 @@ class DynamicViT(Reduction):
         """
         share = math.prod(value**times for value, times in Counter(amounts).items())  # powers, as in the reference
         return min(tokens, prefix + max(1, int((entered - prefix) * share)))
-
-    @staticmethod
-    def budget_grid(tokens: int) -> tuple[str, tuple[float, ...]]:
-        """Keep rates in steps of a thousandth."""
-        return "keep", tuple(k / 1000 for k in range(1000, 0, -1))
 
     @staticmethod
     def plan(site: Site) -> Prune:

@@ -15,13 +15,12 @@ where the most attended fused patch stood.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from edgevit.tokens.base import SHARE_OR_COUNT, Reduction, kept, quarters
+from edgevit.tokens.base import ByShare, kept
 from edgevit.tokens.lowering import Lowering, put, take_rows
 from edgevit.tokens.plans import with_prefix
 from edgevit.tokens.protocol import Site
@@ -64,19 +63,13 @@ class Selection:
         return None
 
 
-class EViT(Reduction):
+class EViT(ByShare):
     """`evit:keep=0.7@4,7,10`: keep 70 % of the patches at blocks 4, 7 and 10."""
 
     name: ClassVar[str] = "evit"
-    keys: ClassVar[Mapping[str, str]] = SHARE_OR_COUNT
     needs_class_token: ClassVar[bool] = True
     patch_pooling: ClassVar[bool] = False
     merges: ClassVar[bool] = False
-
-    @staticmethod
-    def default_blocks(depth: int) -> tuple[int, ...]:
-        """Behind each quarter of the depth but the last: 4, 7 and 10 of 12, as in the paper."""
-        return quarters(depth)
 
     @staticmethod
     def tokens_after(tokens: int, prefix: int, key: str, value: float) -> int:
@@ -88,11 +81,6 @@ class EViT(Reduction):
         if key == "r":
             return max(tokens - int(value), min(prefix + 2, tokens))
         return min(prefix + kept(tokens - prefix, value) + 1, tokens)
-
-    @staticmethod
-    def budget_grid(tokens: int) -> tuple[str, tuple[float, ...]]:
-        """Keep rates in steps of a thousandth."""
-        return "keep", tuple(k / 1000 for k in range(1000, 0, -1))
 
     @staticmethod
     def plan(site: Site) -> Selection:

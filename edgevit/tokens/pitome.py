@@ -95,11 +95,6 @@ class PiToMe(Bipartite):
         return "ratio", tuple(k / 1000 for k in range(1000, 499, -1))
 
     @staticmethod
-    def tracks_size(options: Mapping[str, str]) -> bool:
-        """Off unless `prop=on`."""
-        return options.get("prop", "off") == "on"
-
-    @staticmethod
     def plan(site: Site) -> Merge:
         """Order the patches by energy, then match inside the order."""
         metric = key_metric(site.tap, site.prefix)
@@ -107,7 +102,7 @@ class PiToMe(Bipartite):
         ranked = score.topk(score.shape[1], dim=-1).indices
         if matches_all(site):
             a, b = ranked[:, 0::2], ranked[:, 1::2]
-            return bipartite(site, a, b, _similarity(metric, a, b, site))
+            return bipartite(site, a + site.prefix, b + site.prefix, _similarity(metric, a, b, site))
         return _protecting(site, metric, ranked)
 
 

@@ -151,8 +151,8 @@ class Method(Protocol):
     def plan(site: Site) -> Plan:
         """Decide which tokens stay and which merge, for one block."""
 
-    @staticmethod
-    def tracks_size(options: Mapping[str, str]) -> bool:
+    @classmethod
+    def tracks_size(cls, options: Mapping[str, str]) -> bool:
         """Whether later attention adds log(size) to its logits (proportional attention)."""
 
 

@@ -74,11 +74,6 @@ class ToFu(Bipartite):
         return None if value.isdecimal() else f"switch={value} must be the last block that prunes, 0 or more"
 
     @staticmethod
-    def tracks_size(options: Mapping[str, str]) -> bool:
-        """Off unless `prop=on`."""
-        return options.get("prop", "off") == "on"
-
-    @staticmethod
     def plan(site: Site) -> Fusion:
         """ToMe's decision on this block's keys."""
         pairs = match(site, similarity(site))

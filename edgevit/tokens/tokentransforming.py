@@ -24,7 +24,7 @@ from typing import ClassVar
 
 import torch
 
-from edgevit.tokens.base import SHARE_OR_COUNT, Reduction, quarters
+from edgevit.tokens.base import ByShare
 from edgevit.tokens.lowering import Lowering, one_hot, put, take_rows
 from edgevit.tokens.plans import with_prefix
 from edgevit.tokens.protocol import Site
@@ -75,11 +75,10 @@ class Mixture:
         return None
 
 
-class TokenTransforming(Reduction):
+class TokenTransforming(ByShare):
     """`tokentransforming:keep=0.7@4,7,10`: keep 70 % of the patches, each mixed with all (a reconstruction)."""
 
     name: ClassVar[str] = "tokentransforming"
-    keys: ClassVar[Mapping[str, str]] = SHARE_OR_COUNT
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"prop": ("on", "off"), "tau": (), "own": ()}
     needs_class_token: ClassVar[bool] = True
 
@@ -90,21 +89,6 @@ class TokenTransforming(Reduction):
         if not (value.replace(".", "", 1).isdecimal() and low <= float(value) <= high):
             return f"{name}={value} must be a number from {low:g} to {high:g}"
         return None
-
-    @staticmethod
-    def default_blocks(depth: int) -> tuple[int, ...]:
-        """Behind each quarter of the depth but the last: few blocks, for each pays a dense product."""
-        return quarters(depth)
-
-    @staticmethod
-    def budget_grid(tokens: int) -> tuple[str, tuple[float, ...]]:
-        """Keep rates in steps of a thousandth."""
-        return "keep", tuple(k / 1000 for k in range(1000, 0, -1))
-
-    @staticmethod
-    def tracks_size(options: Mapping[str, str]) -> bool:
-        """On unless `prop=off`."""
-        return options.get("prop", "on") == "on"
 
     @staticmethod
     def plan(site: Site) -> Mixture:

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 
 from edgevit.tokens.base import Bipartite
-from edgevit.tokens.lowering import ascending, take, take_rows
+from edgevit.tokens.matching import bipartite
 from edgevit.tokens.plans import Merge
 from edgevit.tokens.protocol import Site
 from edgevit.tokens.scores import halves
@@ -43,23 +43,11 @@ def similarity(site: Site) -> torch.Tensor:
 
 def match(site: Site, scores: torch.Tensor) -> Merge:
     """Merge the best-scored rows of A into their best B, until `tokens_out` are left. scores: `[B, Na, Nb]`."""
-    count = site.tap.k.shape[2]
-    merge = count - site.tokens_out
-    batch, in_a, in_b = scores.shape
+    count, batch = site.tap.k.shape[2], scores.shape[0]
     first_a, first_b = (site.prefix + first for first in halves(site.prefix))
-    order = scores.amax(dim=-1).topk(in_a, dim=-1).indices
     a = torch.arange(first_a, count, 2, device=scores.device).expand(batch, -1)
     b = torch.arange(first_b, count, 2, device=scores.device).expand(batch, -1)
-    merged, kept = torch.split(take(a, order, site.lowering), [merge, in_a - merge], dim=1)
-    prefix = torch.arange(site.prefix, device=scores.device).expand(batch, -1)
-    nearest = take_rows(scores, order[:, :merge], site.lowering).argmax(dim=-1)
-    return Merge(
-        order=torch.cat([prefix, ascending(kept), b], dim=1),
-        merged=merged,
-        target=nearest + (count - merge - in_b),
-        count=count,
-        lowering=site.lowering,
-    )
+    return bipartite(site, a, b, scores)
 
 
 class ToMe(Bipartite):

@@ -14,32 +14,20 @@ sizes are counted only for models that pool over patches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
-from edgevit.tokens.base import SHARE_OR_COUNT, Reduction, quarters
+from edgevit.tokens.base import ByShare
 from edgevit.tokens.lowering import put, take_rows
 from edgevit.tokens.plans import Merge, with_prefix
 from edgevit.tokens.protocol import Site
 from edgevit.tokens.scores import class_attention, unit
 
 
-class TPS(Reduction):
+class TPS(ByShare):
     """`tps:keep=0.7@4,7,10`: keep 70 % of the patches at blocks 4, 7 and 10, squeeze the others into them."""
 
     name: ClassVar[str] = "tps"
-    keys: ClassVar[Mapping[str, str]] = SHARE_OR_COUNT
     needs_class_token: ClassVar[bool] = True
-
-    @staticmethod
-    def default_blocks(depth: int) -> tuple[int, ...]:
-        """Behind each quarter of the depth but the last: 4, 7 and 10 of 12, as EViT."""
-        return quarters(depth)
-
-    @staticmethod
-    def budget_grid(tokens: int) -> tuple[str, tuple[float, ...]]:
-        """Keep rates in steps of a thousandth."""
-        return "keep", tuple(k / 1000 for k in range(1000, 0, -1))
 
     @staticmethod
     def plan(site: Site) -> Merge:

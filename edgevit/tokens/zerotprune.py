@@ -28,7 +28,7 @@ from typing import ClassVar
 
 import torch
 
-from edgevit.tokens.base import SHARE_OR_COUNT, Reduction, quarters
+from edgevit.tokens.base import ByShare
 from edgevit.tokens.lowering import put, take, take_rows
 from edgevit.tokens.plans import Prune, prune, with_prefix
 from edgevit.tokens.protocol import Placement, Site
@@ -72,11 +72,10 @@ def emphasize(scores: torch.Tensor, count: int, vhf: bool) -> torch.Tensor:
     return ((scores.square() * passed.unsqueeze(-1)).sum(dim=1) / passed.sum(dim=1, keepdim=True)).sqrt()
 
 
-class ZeroTPrune(Reduction):
+class ZeroTPrune(ByShare):
     """`zerotprune:keep=0.7@4,7,10`: prune 30 % of the patches behind these blocks, by page rank and similarity."""
 
     name: ClassVar[str] = "zerotprune"
-    keys: ClassVar[Mapping[str, str]] = SHARE_OR_COUNT
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "vhf": ("on", "off"),
         "start": ("class", "uniform"),
@@ -95,16 +94,6 @@ class ZeroTPrune(Reduction):
         if name == "share" and not (value.replace(".", "", 1).isdecimal() and 0 <= float(value) <= 1):
             return f"share={value} must be from 0 to 1 (0.3: of what goes, 30 % goes for its similarity)"
         return None
-
-    @staticmethod
-    def default_blocks(depth: int) -> tuple[int, ...]:
-        """Behind each quarter of the depth but the last (the paper searches its places)."""
-        return quarters(depth)
-
-    @staticmethod
-    def budget_grid(tokens: int) -> tuple[str, tuple[float, ...]]:
-        """Keep rates in steps of a thousandth."""
-        return "keep", tuple(k / 1000 for k in range(1000, 0, -1))
 
     @staticmethod
     def plan(site: Site) -> Prune:
