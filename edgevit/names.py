@@ -1,7 +1,19 @@
-"""Help with names the user typed."""
+"""Names: help with those a user typed, and what those in a table stand for."""
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+
+def named(path: str) -> Any:
+    """The object that a table names as "module:attribute"; importing waits until it is asked for.
+
+    >>> named("edgevit.names:listed").__name__
+    'listed'
+    """
+    module, attribute = path.split(":")
+    return getattr(import_module(module), attribute)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

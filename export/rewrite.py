@@ -7,10 +7,10 @@ runner compares outputs before and after and refuses a pass that changes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import GraphError
+from edgevit.names import named
 from edgevit.stages import Graph, InputSpec
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ def rewrite(module: GraphModule, inputs: InputSpec, names: Sequence[str]) -> tup
     with torch.no_grad():
         before = module(images)
         for name in names:
-            where, function = PASSES[name].split(":")
-            run: Callable[[GraphModule], int] = getattr(import_module(where), function)
+            run: Callable[[GraphModule], int] = named(PASSES[name])
             if run(module):
                 sweep(module)
                 _prove(name, before, module(images))

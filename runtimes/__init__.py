@@ -7,11 +7,10 @@ version cannot build, with the reason.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from edgevit.errors import RuntimeRefusal
-from edgevit.names import did_you_mean
+from edgevit.names import did_you_mean, named
 
 if TYPE_CHECKING:
     from edgevit.runtimes.base import Runtime
@@ -46,6 +45,5 @@ def runtime(name: str) -> Runtime:
     if key not in known:
         hint = did_you_mean(key, [*TARGETS, *PLANNED, *ALIASES])
         raise RuntimeRefusal(f"unknown target {name!r}{hint}; targets: {', '.join(TARGETS)}")
-    module, cls = known[key].split(":")
-    found: Runtime = getattr(import_module(module), cls)()
+    found: Runtime = named(known[key])()
     return found

@@ -8,11 +8,11 @@ reason when it is but holds something the adapter does not run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from edgevit.adapters.refused import refused
 from edgevit.errors import UnsupportedModel
+from edgevit.names import named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,8 +46,7 @@ def adapt(module: nn.Module) -> VitModel:
     Raises UnsupportedModel: no adapter knows it, or the proof fails.
     """
     for path in ADAPTERS.values():
-        where, function = path.split(":")
-        attempt: Callable[[nn.Module], VitModel | None] = getattr(import_module(where), function)
+        attempt: Callable[[nn.Module], VitModel | None] = named(path)
         vit = attempt(module)
         if vit is not None:
             prove_identity(vit)

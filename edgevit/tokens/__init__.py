@@ -4,11 +4,10 @@ METHODS is the whole list. A method is one file with one class (protocol: `edgev
 here, one test.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from edgevit.errors import ScheduleError
-from edgevit.names import did_you_mean
+from edgevit.names import did_you_mean, named
 
 if TYPE_CHECKING:
     from edgevit.tokens.protocol import Method
@@ -48,6 +47,5 @@ def method(name: str) -> "type[Method]":
         raise ScheduleError(
             f"unknown reduction method {name!r}{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}, none"
         )
-    module, cls = METHODS[name].split(":")
-    found: type[Method] = getattr(import_module(module), cls)
+    found: type[Method] = named(METHODS[name])
     return found

@@ -6,11 +6,10 @@ test. Unlike the methods of `edgevit.tokens`, none of them does anything useful 
 """
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from edgevit.errors import LoadError
-from edgevit.names import did_you_mean
+from edgevit.names import did_you_mean, named
 
 if TYPE_CHECKING:
     from edgevit.trained.base import Trained
@@ -31,6 +30,5 @@ def trained(name: str) -> "Callable[..., Trained]":
         raise LoadError(
             f"unknown trained architecture {name!r}{did_you_mean(name, TRAINED)}; known: {', '.join(TRAINED)}"
         )
-    module, function = TRAINED[name].split(":")
-    found: Callable[..., Trained] = getattr(import_module(module), function)
+    found: Callable[..., Trained] = named(TRAINED[name])
     return found
