@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgevit.runtimes.base import Runtime
-    from edgevit.stages import Checkpoint, Graph, InputSpec, ReducedModel
+    from edgevit.stages import Checkpoint, Graph, InputSpec, ReducedModel, VitModel
 
 Progress = Callable[[str, int, int], None]
 
@@ -147,11 +147,12 @@ def _build(
     from edgevit.stages import InputSpec
 
     inputs = InputSpec(settings.batch, *checkpoint.preprocess.size)
-    if schedule.is_auto:
+    vit = _adapted(checkpoint, inputs, needed=not schedule.is_none)
+    if vit and schedule.is_auto:
         assert data is not None  # export() refuses auto without --calib, and then data is that
-        schedule = _search(checkpoint, schedule, data, progress)
+        schedule = _search(vit, checkpoint, schedule, data, progress)
     progress("reduce and trace", 0, 0)
-    reduced, graph = _trace(checkpoint, schedule, target, inputs)
+    reduced, graph = _trace(vit, checkpoint, schedule, target, inputs)
     if precision.startswith("int8"):
         assert data is not None  # ExportSettings refuses int8 without --calib, and then data is that
         graph = _quantize(graph, target, checkpoint, data, progress)
@@ -174,17 +175,17 @@ def _build(
     return Bundle.load(folder), reduced.notes if reduced else ()
 
 
-def _search(checkpoint: Checkpoint, schedule: TokenSchedule, data: Dataset, progress: Progress) -> TokenSchedule:
+def _search(
+    vit: VitModel, checkpoint: Checkpoint, schedule: TokenSchedule, data: Dataset, progress: Progress
+) -> TokenSchedule:
     """`METHOD:auto` → the schedule whose outputs stay nearest to the dense model's on the calibration images."""
     from itertools import islice
 
     import numpy as np
     import torch
 
-    from edgevit.adapters import adapt
     from edgevit.search import BATCH, MOST_IMAGES, search
 
-    vit = adapt(_eager(checkpoint))
     read = islice(data.tensors(checkpoint.preprocess, BATCH), MOST_IMAGES // BATCH)
     images = torch.from_numpy(np.concatenate(list(read)))[: len(data)]  # the last batch was padded
     return search(
@@ -205,30 +206,35 @@ def _eager(checkpoint: Checkpoint) -> nn.Module:
     )
 
 
-def _trace(
-    checkpoint: Checkpoint, schedule: TokenSchedule, target: Runtime, inputs: InputSpec
-) -> tuple[ReducedModel | None, Graph]:
-    """Reduce where an adapter knows the model; without a schedule any traceable model will do."""
+def _adapted(checkpoint: Checkpoint, inputs: InputSpec, needed: bool) -> VitModel | None:
+    """The model's parts; None where no adapter knows it and no schedule needs them: any traceable model will do."""
     from edgevit.adapters import adapt
     from edgevit.errors import UnsupportedModel
-    from edgevit.export.trace import trace, trace_checkpoint
-    from edgevit.reduce import reduce
 
-    if not schedule.is_none:
-        _eager(checkpoint)
-    if checkpoint.module is None:
-        return None, trace_checkpoint(checkpoint, inputs)
+    if checkpoint.module is None and not needed:
+        return None
     try:
-        vit = adapt(checkpoint.module)
+        vit = adapt(_eager(checkpoint))
     except UnsupportedModel:
-        if not schedule.is_none:
+        if needed:
             raise
-        return None, trace_checkpoint(checkpoint, inputs)
+        return None
     if vit.image_size != (inputs.height, inputs.width):
         raise GraphError(
             f"{checkpoint.name} takes images {vit.image_size}, and preprocessing makes "
             f"{(inputs.height, inputs.width)}; pass --input-size or --preprocess that fits"
         )
+    return vit
+
+
+def _trace(
+    vit: VitModel | None, checkpoint: Checkpoint, schedule: TokenSchedule, target: Runtime, inputs: InputSpec
+) -> tuple[ReducedModel | None, Graph]:
+    from edgevit.export.trace import trace, trace_checkpoint
+    from edgevit.reduce import reduce
+
+    if vit is None:
+        return None, trace_checkpoint(checkpoint, inputs)
     reduced = reduce(vit, schedule, target.policy.lowering, target.policy.explicit)
     return reduced, trace(reduced.module, inputs)
 

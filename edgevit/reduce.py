@@ -6,6 +6,9 @@ Sizes and positions travel as arguments from block to block, not as hidden state
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -20,20 +23,43 @@ from edgevit.tokens.schedule import TokenSchedule
 
 def dense_macs(module: nn.Module, shape: tuple[int, int, int, int]) -> int:
     """Multiply-accumulates of one image through any module: convolutions and matrix products, attention included."""
+    return count_macs(lambda: module(torch.zeros(1, *shape[1:])))
+
+
+def count_macs(run: Callable[[], object]) -> int:
+    """Multiply-accumulates of whatever `run` computes."""
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
     with torch.enable_grad(), counter:  # its module hooks fail without gradients where a module's input is a parameter
-        module(torch.zeros(1, *shape[1:]))
+        run()
     return int(counter.get_total_flops()) // 2
 
 
+class Cost(NamedTuple):
+    """Multiply-accumulates of one image: of the whole dense model, and of everything but its blocks."""
+
+    dense: int
+    fixed: int
+
+
+def dense_cost(vit: VitModel) -> Cost:
+    """Count a model once; whoever reduces it many times passes the result on."""
+    dense = dense_macs(vit.module, (1, 3, *vit.image_size))
+    return Cost(dense, dense - count_tokens(TokenSchedule.none(), vit.stages, 0).macs)
+
+
 def reduce(
-    vit: VitModel, schedule: TokenSchedule, lowering: Lowering = "gather", explicit: bool = False
+    vit: VitModel,
+    schedule: TokenSchedule,
+    lowering: Lowering = "gather",
+    explicit: bool = False,
+    cost: Cost | None = None,
 ) -> ReducedModel:
     """Apply a schedule to an adapted model. Raises ScheduleError where they do not fit.
 
-    lowering, explicit: the forms a target prefers (`runtimes.base.Policy`); all give the same values.
+    lowering, explicit: the forms a target prefers (`runtimes.base.Policy`); all give the same values. cost: of the
+    dense model, where the caller has counted it.
     """
     _check_fit(vit, schedule)
     if not vit.blocks:
@@ -44,9 +70,8 @@ def reduce(
         from edgevit.selecting import select
 
         return select(vit, schedule, lowering)
-    dense = dense_macs(vit.module, (1, 3, *vit.image_size))
-    fixed = dense - count_tokens(TokenSchedule.none(), vit.stages, 0).macs
-    counts = count_tokens(schedule, vit.stages, fixed)
+    cost = cost or dense_cost(vit)
+    counts = count_tokens(schedule, vit.stages, cost.fixed)
     wrong = None if schedule.is_none else method(schedule.method).check_counts(counts, vit)
     if wrong:
         raise ScheduleError(f"{counts.schedule}: {wrong}")
@@ -59,7 +84,7 @@ def reduce(
         original=vit.module,
         schedule=counts.schedule,
         tokens=counts.before if schedule.attention_only else counts.after,
-        dense_macs=dense,
+        dense_macs=cost.dense,
         reduced_macs=counts.macs,
         notes=(*counts.notes, *_unused(vit, schedule)),
     )

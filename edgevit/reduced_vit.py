@@ -108,7 +108,7 @@ class ReducedBlock(nn.Module):
         if self.reducer and placement == "front":
             head = x.unsqueeze(1)
             x, tokens, plan = self.reducer(Tap(head, head, head, 1.0), x, tokens)
-        tap = self._sized(block.project(x, tokens), tokens)
+        tap = block.project(x, tokens)._replace(log_size=self._log_size(tokens))
         if self.narrow:
             x = block.finish(x, self.narrow(block, tap, x, tokens), tap)
             return block.feed_forward(x), tokens, None, tap
@@ -127,18 +127,17 @@ class ReducedBlock(nn.Module):
         """Queries and keys see all tokens; values, output and feed-forward the reduced ones (MCTF, section 3.4)."""
         block = self.block
         assert self.reducer is not None
-        tap = self._sized(block.query_keys(x, tokens), tokens)
+        tap = block.query_keys(x, tokens)._replace(log_size=self._log_size(tokens))
         probabilities = block.attend(tap, True)[1]
         tap = tap._replace(probabilities=probabilities)
         x, tokens, plan = self.reducer(tap, x, tokens)
         mixed = cast("MixingPlan", plan).mix(probabilities)
-        attended = block.weigh(mixed, self._sized(tap._replace(log_size=None), tokens).log_size) @ block.values(x)
+        attended = block.weigh(mixed, self._log_size(tokens)) @ block.values(x)
         return block.feed_forward(block.finish(x, attended, tap)), tokens, plan, tap
 
-    def _sized(self, tap: Tap, tokens: Tokens) -> Tap:
-        if tokens.size is None or not self.proportional:
-            return tap
-        return tap._replace(log_size=tokens.size.log())
+    def _log_size(self, tokens: Tokens) -> torch.Tensor | None:
+        """What proportional attention adds to its scores: `[B, N]`."""
+        return tokens.size.log() if self.proportional and tokens.size is not None else None
 
 
 class ReducedVit(nn.Module):
@@ -180,16 +179,16 @@ class ReducedVit(nn.Module):
             entered = x
             if stage.enter:
                 x = stage.enter(x)
-            tokens, pending = Tokens(), 0
+            tokens = Tokens()
+            held: list[Plan | None] = []  # what the next restore undoes
             for _ in stage.blocks:
-                number = len(plans) + 1
-                x, tokens, plan, _ = self.blocks[number - 1](x, tokens)
+                x, tokens, plan, _ = self.blocks[len(plans)](x, tokens)
                 plans.append(plan)
-                pending += 1
-                if number == self.until:
-                    x, tokens, pending = restore(x, plans[len(plans) - pending :], self._lowering), Tokens(), 0
+                held.append(plan)
+                if len(plans) == self.until:
+                    x, tokens, held = restore(x, held, self._lowering), Tokens(), []
             if stage.restores:
-                x, tokens = restore(x, plans[len(plans) - pending :], self._lowering), Tokens()
+                x, tokens = restore(x, held, self._lowering), Tokens()
             if stage.leave:
                 x = stage.leave(x, entered) if stage.shortcut else stage.leave(x)
         return self.head(x, tokens.size), plans

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from edgevit.errors import ScheduleError
-from edgevit.reduce import dense_macs, reduce
+from edgevit.reduce import Cost, dense_cost, reduce
 from edgevit.tokens import method
 from edgevit.tokens.counting import Counts, count_tokens
 from edgevit.tokens.schedule import TokenSchedule
@@ -69,8 +69,9 @@ def search(
     """
     if not batches:
         raise ScheduleError(f"{asked}: a searched schedule needs calibration images, and there is none")
-    judge = _Judge(vit, batches)
-    space = _Space(vit, asked)
+    cost = dense_cost(vit)
+    judge = _Judge(vit, batches, cost)
+    space = _Space(vit, asked, cost)
     rng = random.Random(int(asked.options.get("seed", "0")))
     hand = space.by_hand()
     pool = list(dict.fromkeys([*space.starts(rng), *hand]))
@@ -105,10 +106,10 @@ def _loss(trial: Trial) -> tuple[float, str]:
 class _Judge:
     """Compares outputs with the dense model's, which it computes once."""
 
-    def __init__(self, vit: VitModel, batches: Sequence[torch.Tensor]) -> None:
+    def __init__(self, vit: VitModel, batches: Sequence[torch.Tensor], cost: Cost) -> None:
         import torch
 
-        self.vit, self.batches = vit, batches
+        self.vit, self.batches, self.cost = vit, batches, cost
         with torch.no_grad():
             self.dense = [vit.module(batch) for batch in batches]
 
@@ -116,7 +117,7 @@ class _Judge:
         """Mean loss over the images (the first ones, for early rounds)."""
         import torch
 
-        module = reduce(self.vit, schedule).module
+        module = reduce(self.vit, schedule, cost=self.cost).module
         loss, same, images = 0.0, 0, 0
         with torch.no_grad():
             for batch, want in zip(self.batches, self.dense, strict=True):
@@ -145,18 +146,18 @@ def divergence(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
 class _Space:
     """All schedules of one method that keep the budget."""
 
-    def __init__(self, vit: VitModel, asked: TokenSchedule) -> None:
+    def __init__(self, vit: VitModel, asked: TokenSchedule, cost: Cost) -> None:
         self.vit, self.asked, self.cls = vit, asked, method(asked.method)
         self.depth = len(vit.blocks)
-        self.fixed = dense_macs(vit.module, (1, 3, *vit.image_size)) - self._count(TokenSchedule.none(), 0).macs
-        self.budget = asked.amounts[0] * self._count(TokenSchedule.none()).macs
+        self.fixed = cost.fixed
+        self.budget = asked.amounts[0] * cost.dense
         self.key = self.cls.budget_grid(vit.tokens)[0]
         options = {k: v for k, v in asked.options.items() if k not in ("points", "seed")}
         self.base = replace(asked, key=self.key, amounts=(), blocks=(), options=options)
         self.most = int(asked.options.get("points", self.depth))
 
-    def _count(self, schedule: TokenSchedule, fixed: int | None = None) -> Counts:
-        return count_tokens(schedule, self.vit.stages, self.fixed if fixed is None else fixed)
+    def _count(self, schedule: TokenSchedule) -> Counts:
+        return count_tokens(schedule, self.vit.stages, self.fixed)
 
     def by_hand(self) -> list[TokenSchedule]:
         """What one would write: the method's own blocks, every block, evenly spaced points, solved for the budget.

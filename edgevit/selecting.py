@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edgevit.errors import ScheduleError
-from edgevit.reduce import dense_macs
+from edgevit.reduce import count_macs, dense_cost
 from edgevit.reduced_vit import ReducedBlock, Step
 from edgevit.stages import ReducedModel, Tap, VitModel
 from edgevit.tokens import method
@@ -89,16 +89,16 @@ def select(vit: VitModel, schedule: TokenSchedule, lowering: Lowering) -> Reduce
     """Apply a selector's schedule. Raises ScheduleError where the model's head cannot do with some of the tokens."""
     selector = cast("type[Selector]", method(schedule.method))
     stage = vit.stages[0]
-    dense = dense_macs(vit.module, (1, 3, *vit.image_size))
-    fixed = dense - count_tokens(TokenSchedule.none(), vit.stages, 0).macs
+    dense, fixed = dense_cost(vit)
     counts = count_tokens(schedule, vit.stages, 0)
     last, depth, out = len(counts.after), len(stage.blocks), counts.after[-1]
     tokens = _random_tokens(vit)
     if last == depth:
         _check_head(vit, tokens, selector.name)
     images = selector.images(schedule.options)
-    fixed -= _head_macs(vit, tokens)
-    head = _head_macs(vit, tokens[:, : -(-out // images)]) if last == depth else 0
+    fixed -= count_macs(lambda: vit.head(tokens, None))
+    some = tokens[:, : -(-out // images)]
+    head = count_macs(lambda: vit.head(some, None)) if last == depth else 0
     step = Step(
         schedule=schedule,
         prefix=stage.prefix,
@@ -148,13 +148,3 @@ def _check_head(vit: VitModel, tokens: torch.Tensor, name: str) -> None:
             alone = False
     if not alone:
         raise ScheduleError(f"{name} returns some tokens, and this model's head needs all of them; {way_out}")
-
-
-def _head_macs(vit: VitModel, tokens: torch.Tensor) -> int:
-    """Multiply-accumulates of the head on these tokens."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    with torch.enable_grad(), counter:  # as in dense_macs
-        vit.head(tokens, None)
-    return int(counter.get_total_flops()) // 2
