@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from edgevit.adapters.block import Block, heads_first, heads_last, linear_macs
-from edgevit.adapters.known import check_children, check_type
+from edgevit.adapters.known import check_part
 from edgevit.adapters.pooling import weighted_mean
 from edgevit.errors import UnsupportedModel
 from edgevit.stages import Tap
@@ -101,8 +101,7 @@ def pair(value: Any) -> tuple[int, int]:
 
 def check_attention(where: str, attention: nn.Module, expected: type, output: str) -> None:
     """The library's own attention with four Linears."""
-    check_type(where, attention, expected)
-    check_children(where, attention, {"q_proj", "k_proj", "v_proj", output})
+    check_part(where, attention, {"q_proj", "k_proj", "v_proj", output}, expected)
 
 
 class HfBlock(Block):

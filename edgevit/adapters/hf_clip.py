@@ -31,7 +31,7 @@ from edgevit.adapters.hf import (
     pair,
     unwrap,
 )
-from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_part
 from edgevit.stages import Stage, VitModel
 
 CLASSES = {"clip": "CLIP", "siglip": "Siglip"}  # transformers' name of the model → prefix of its classes
@@ -57,15 +57,13 @@ def adapt(module: nn.Module) -> VitModel | None:
     blocks = []
     for index, layer in enumerate(tower.encoder.layers):
         where, attention = f"layers.{index}", layer.self_attn
-        check_type(where, layer, getattr(source, f"{prefix}EncoderLayer"))
-        check_children(where, layer, LAYER_CHILDREN)
+        check_part(where, layer, LAYER_CHILDREN, getattr(source, f"{prefix}EncoderLayer"))
         check_attention(f"{where}.self_attn", attention, getattr(source, f"{prefix}Attention"), "out_proj")
         blocks.append(HfBlock((layer.layer_norm1, layer.layer_norm2), attention, attention.out_proj, layer.mlp))
     clip = prefix == "CLIP"
     pool = getattr(tower, "head", None)
     if pool is not None:
-        check_type("head", pool, source.SiglipMultiheadAttentionPoolingHead)
-        check_children("head", pool, POOL_CHILDREN)
+        check_part("head", pool, POOL_CHILDREN, source.SiglipMultiheadAttentionPoolingHead)
     output, pooling, head = chosen(model, asked, _clip(model, tower) if clip else _siglip(model, tower, pool))
     size, patch = pair(tower.embeddings.image_size), pair(tower.embeddings.patch_size)
     grid = size[0] // patch[0], size[1] // patch[1]

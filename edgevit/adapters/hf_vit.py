@@ -30,7 +30,7 @@ from edgevit.adapters.hf import (
     pair,
     unwrap,
 )
-from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_part
 from edgevit.stages import Stage, VitModel
 
 CLASSES = {  # transformers' name of the model → prefix of its classes
@@ -95,8 +95,7 @@ def _prefix(embeddings: Any) -> int:
 def _block(where: str, layer: Any, source: ModuleType, prefix: str) -> HfBlock:
     """One layer, after looking at what it holds."""
     dino = prefix.startswith("Dino")
-    check_type(where, layer, getattr(source, f"{prefix}Layer"))
-    check_children(where, layer, DINO_CHILDREN if dino else VIT_CHILDREN)
+    check_part(where, layer, DINO_CHILDREN if dino else VIT_CHILDREN, getattr(source, f"{prefix}Layer"))
     attention = layer.attention
     check_attention(f"{where}.attention", attention, getattr(source, f"{prefix}Attention"), "o_proj")
     if dino:

@@ -27,6 +27,12 @@ def check_children(where: str, module: nn.Module, known: set[str]) -> None:
         )
 
 
+def check_part(where: str, module: nn.Module, children: set[str], *expected: type) -> None:
+    """Exactly one of these types, with no child but these."""
+    check_type(where, module, *expected)
+    check_children(where, module, children)
+
+
 def check_methods(model: nn.Module, methods: Iterable[str], *known: type) -> None:
     """The model's own methods, not overridden ones."""
     name = type(model).__name__

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_part, check_type
 from edgevit.adapters.pooling import PoolingHead
 from edgevit.adapters.timm_block import ResidualBlock
 from edgevit.stages import Stage, Tap, VitModel
@@ -63,10 +63,8 @@ def _check_model(model: Any) -> None:
         check_type("rel_pos_bias", model.rel_pos_bias, beit.RelativePositionBias)
     for index, block in enumerate(model.blocks):
         where = f"blocks.{index}"
-        check_type(where, block, beit.Block)
-        check_children(where, block, BLOCK_CHILDREN)
-        check_type(f"{where}.attn", block.attn, beit.Attention)
-        check_children(f"{where}.attn", block.attn, ATTENTION_CHILDREN)
+        check_part(where, block, BLOCK_CHILDREN, beit.Block)
+        check_part(f"{where}.attn", block.attn, ATTENTION_CHILDREN, beit.Attention)
 
 
 class BeitStem(nn.Module):

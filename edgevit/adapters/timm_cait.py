@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgevit.adapters.block import heads_first, heads_last
-from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_part
 from edgevit.adapters.pooling import weighted_mean
 from edgevit.adapters.timm_block import ResidualBlock
 from edgevit.errors import UnsupportedModel
@@ -72,16 +72,12 @@ def _check_model(model: Cait) -> None:
         raise UnsupportedModel(f"{name} has no class-attention blocks left; build it whole")
     for index, block in enumerate(model.blocks):
         where = f"blocks.{index}"
-        check_type(where, block, cait.LayerScaleBlock)
-        check_children(where, block, BLOCK_CHILDREN)
-        check_type(f"{where}.attn", block.attn, cait.TalkingHeadAttn)
-        check_children(f"{where}.attn", block.attn, TALKING_CHILDREN)
+        check_part(where, block, BLOCK_CHILDREN, cait.LayerScaleBlock)
+        check_part(f"{where}.attn", block.attn, TALKING_CHILDREN, cait.TalkingHeadAttn)
     for index, block in enumerate(model.blocks_token_only):
         where = f"blocks_token_only.{index}"
-        check_type(where, block, cait.LayerScaleBlockClassAttn)
-        check_children(where, block, BLOCK_CHILDREN)
-        check_type(f"{where}.attn", block.attn, cait.ClassAttn)
-        check_children(f"{where}.attn", block.attn, CLASS_CHILDREN)
+        check_part(where, block, BLOCK_CHILDREN, cait.LayerScaleBlockClassAttn)
+        check_part(f"{where}.attn", block.attn, CLASS_CHILDREN, cait.ClassAttn)
 
 
 class CaitStem(nn.Module):

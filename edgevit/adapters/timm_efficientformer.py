@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgevit.adapters.block import Block, heads_last, linear_macs
-from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_part
 from edgevit.adapters.pooling import weighted_mean
 from edgevit.adapters.timm_levit import offset_bias, split
 from edgevit.errors import UnsupportedModel
@@ -79,15 +79,13 @@ def _check_model(model: EfficientFormer) -> None:
     check_eval(model)
     for i, stage in enumerate(model.stages):
         part: Any = stage
-        check_type(f"stages.{i}", part, efficientformer.EfficientFormerStage)
-        check_children(f"stages.{i}", part, STAGE_CHILDREN)
+        check_part(f"stages.{i}", part, STAGE_CHILDREN, efficientformer.EfficientFormerStage)
         for j, block in enumerate(part.blocks):
             where = f"stages.{i}.blocks.{j}"
-            check_type(where, block, efficientformer.MetaBlock1d, efficientformer.MetaBlock2d, efficientformer.Flat)
-            check_children(where, block, BLOCK_CHILDREN)
+            kinds = (efficientformer.MetaBlock1d, efficientformer.MetaBlock2d, efficientformer.Flat)
+            check_part(where, block, BLOCK_CHILDREN, *kinds)
             if isinstance(block, efficientformer.MetaBlock1d):
-                check_type(f"{where}.token_mixer", block.token_mixer, efficientformer.Attention)
-                check_children(f"{where}.token_mixer", block.token_mixer, ATTENTION_CHILDREN)
+                check_part(f"{where}.token_mixer", block.token_mixer, ATTENTION_CHILDREN, efficientformer.Attention)
 
 
 class EfficientBlock(Block):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_part
 from edgevit.adapters.pooling import PoolingHead
 from edgevit.adapters.timm_block import ResidualBlock
 from edgevit.errors import UnsupportedModel
@@ -82,10 +82,8 @@ def _check_model(model: Any) -> None:
         )
     for index, block in enumerate(model.blocks):
         where = f"blocks.{index}"
-        check_type(where, block, eva.EvaBlock, eva.EvaBlockPostNorm)
-        check_children(where, block, BLOCK_CHILDREN)
-        check_type(f"{where}.attn", block.attn, eva.EvaAttention, AttentionRope)
-        check_children(f"{where}.attn", block.attn, ATTENTION_CHILDREN)
+        check_part(where, block, BLOCK_CHILDREN, eva.EvaBlock, eva.EvaBlockPostNorm)
+        check_part(f"{where}.attn", block.attn, ATTENTION_CHILDREN, eva.EvaAttention, AttentionRope)
 
 
 def _rotations(model: Any) -> list[Rotation | None]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgevit.adapters.block import Block, heads_first, heads_last, linear_macs
-from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_part, check_type
 from edgevit.adapters.pooling import weighted_mean
 from edgevit.errors import UnsupportedModel
 from edgevit.stages import Stage, Tap, VitModel
@@ -103,10 +103,8 @@ def _check_model(model: Hiera) -> None:
     check_type("reroll", model.reroll, hiera.Reroll)
     for index, block in enumerate(model.blocks):
         where = f"blocks.{index}"
-        check_type(where, block, hiera.HieraBlock)
-        check_children(where, block, BLOCK_CHILDREN)
-        check_type(f"{where}.attn", block.attn, hiera.MaskUnitAttention)
-        check_children(f"{where}.attn", block.attn, ATTENTION_CHILDREN)
+        check_part(where, block, BLOCK_CHILDREN, hiera.HieraBlock)
+        check_part(f"{where}.attn", block.attn, ATTENTION_CHILDREN, hiera.MaskUnitAttention)
 
 
 class HieraStem(nn.Module):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgevit.adapters.block import Block, heads_last
-from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_part, check_type
 from edgevit.adapters.pooling import weighted_mean
 from edgevit.errors import UnsupportedModel
 from edgevit.stages import Stage, Tap, VitModel
@@ -86,29 +86,24 @@ def _check_model(model: Any) -> None:
     check_eval(model)
     check_type("stem", model.stem, levit.Stem8, levit.Stem16)
     for i, stage in enumerate(model.stages):
-        check_type(f"stages.{i}", stage, levit.LevitStage)
-        check_children(f"stages.{i}", stage, STAGE_CHILDREN)
+        check_part(f"stages.{i}", stage, STAGE_CHILDREN, levit.LevitStage)
         if not len(stage.blocks):
             raise UnsupportedModel(f"stages.{i} has no blocks; this adapter reads the size of the map from them")
         if not isinstance(stage.downsample, nn.Identity):
             where = f"stages.{i}.downsample"
-            check_type(where, stage.downsample, levit.LevitDownsample)
-            check_children(where, stage.downsample, DOWN_CHILDREN)
+            check_part(where, stage.downsample, DOWN_CHILDREN, levit.LevitDownsample)
             _check_parts(where, stage.downsample.attn_downsample, levit.AttentionDownsample, stage.downsample.mlp)
         for j, block in enumerate(stage.blocks):
             where = f"stages.{i}.blocks.{j}"
-            check_type(where, block, levit.LevitBlock)
-            check_children(where, block, BLOCK_CHILDREN)
+            check_part(where, block, BLOCK_CHILDREN, levit.LevitBlock)
             _check_parts(where, block.attn, levit.Attention, block.mlp)
 
 
 def _check_parts(where: str, attention: nn.Module, kind: type, mlp: nn.Module) -> None:
     from timm.models.levit import LevitMlp
 
-    check_type(f"{where} attention", attention, kind)
-    check_children(f"{where} attention", attention, ATTENTION_CHILDREN)
-    check_type(f"{where}.mlp", mlp, LevitMlp)
-    check_children(f"{where}.mlp", mlp, MLP_CHILDREN)
+    check_part(f"{where} attention", attention, ATTENTION_CHILDREN, kind)
+    check_part(f"{where}.mlp", mlp, MLP_CHILDREN, LevitMlp)
 
 
 def pointwise(layer: Any, x: torch.Tensor) -> torch.Tensor:

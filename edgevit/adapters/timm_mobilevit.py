@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_part, check_type
 from edgevit.adapters.timm_block import ResidualBlock
 from edgevit.adapters.timm_vit import check_block
 from edgevit.errors import UnsupportedModel
@@ -112,8 +112,7 @@ def _check_model(model: ByobNet) -> None:
             if not isinstance(step, MobileVitBlock):
                 continue
             where = f"stages.{i}.{j}"
-            check_type(where, step, MobileVitBlock)
-            check_children(where, step, BLOCK_CHILDREN)
+            check_part(where, step, BLOCK_CHILDREN, MobileVitBlock)
             check_type(f"{where}.transformer", step.transformer, nn.Sequential)
             for k, block in enumerate(step.transformer):
                 check_block(f"{where}.transformer.{k}", block)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_part, check_type
 from edgevit.adapters.timm_block import ResidualBlock
 from edgevit.adapters.timm_vit import check_block
 from edgevit.stages import Stage, VitModel
@@ -78,8 +78,7 @@ def _check_model(model: PoolingVisionTransformer) -> None:
     check_type("transformers", model.transformers, SequentialTuple)
     for i, transformer in enumerate(model.transformers):
         part: Any = transformer
-        check_type(f"transformers.{i}", part, Transformer)
-        check_children(f"transformers.{i}", part, STAGE_CHILDREN)
+        check_part(f"transformers.{i}", part, STAGE_CHILDREN, Transformer)
         if part.pool is not None:
             check_type(f"transformers.{i}.pool", part.pool, Pooling)
         for j, block in enumerate(part.blocks):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_part, check_type
 from edgevit.adapters.pooling import PoolingHead
 from edgevit.adapters.timm_block import ResidualBlock
 from edgevit.stages import Stage, Tap, VitModel
@@ -66,10 +66,8 @@ def _check_model(model: Any) -> None:
         check_type("shared_rel_pos", model.shared_rel_pos, RelPosBias, RelPosMlp)
     for index, block in enumerate(model.blocks):
         where = f"blocks.{index}"
-        check_type(where, block, relpos.RelPosBlock, relpos.ResPostRelPosBlock)
-        check_children(where, block, BLOCK_CHILDREN)
-        check_type(f"{where}.attn", block.attn, relpos.RelPosAttention)
-        check_children(f"{where}.attn", block.attn, ATTENTION_CHILDREN)
+        check_part(where, block, BLOCK_CHILDREN, relpos.RelPosBlock, relpos.ResPostRelPosBlock)
+        check_part(f"{where}.attn", block.attn, ATTENTION_CHILDREN, relpos.RelPosAttention)
         if block.attn.rel_pos is not None:
             check_type(f"{where}.attn.rel_pos", block.attn.rel_pos, RelPosBias, RelPosMlp)
 

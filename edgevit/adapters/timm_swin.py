@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgevit.adapters.block import Block, heads_first, heads_last, linear_macs
-from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_part, check_type
 from edgevit.errors import UnsupportedModel
 from edgevit.stages import Stage, Tap, VitModel
 
@@ -86,15 +86,12 @@ def _check_model(model: Any, library: Any, known: str) -> None:
     if model.dynamic_img_size:
         raise UnsupportedModel(f"{name} has dynamic_img_size=True; build it with a fixed img_size")
     for i, layer in enumerate(model.layers):
-        check_type(f"layers.{i}", layer, getattr(library, f"{known}Stage"))
-        check_children(f"layers.{i}", layer, STAGE_CHILDREN)
+        check_part(f"layers.{i}", layer, STAGE_CHILDREN, getattr(library, f"{known}Stage"))
         check_type(f"layers.{i}.downsample", layer.downsample, library.PatchMerging, nn.Identity)
         for j, block in enumerate(layer.blocks):
             where = f"layers.{i}.blocks.{j}"
-            check_type(where, block, getattr(library, f"{known}Block"))
-            check_children(where, block, BLOCK_CHILDREN)
-            check_type(f"{where}.attn", block.attn, library.WindowAttention)
-            check_children(f"{where}.attn", block.attn, ATTENTION_CHILDREN)
+            check_part(where, block, BLOCK_CHILDREN, getattr(library, f"{known}Block"))
+            check_part(f"{where}.attn", block.attn, ATTENTION_CHILDREN, library.WindowAttention)
             _check_windows(where, block)
 
 

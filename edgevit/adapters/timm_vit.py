@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_part, check_type
 from edgevit.adapters.pooling import PoolingHead
 from edgevit.adapters.timm_block import ResidualBlock
 from edgevit.adapters.timm_vit_blocks import BRANCH_CHILDREN, CHILDREN, in_parts
@@ -80,10 +80,8 @@ def check_block(where: str, block: Any) -> None:
     from timm.layers.attention import Attention
     from timm.models.vision_transformer import Block as TimmOwn
 
-    check_type(where, block, TimmOwn)
-    check_children(where, block, BLOCK_CHILDREN)
-    check_type(f"{where}.attn", block.attn, Attention)
-    check_children(f"{where}.attn", block.attn, ATTENTION_CHILDREN)
+    check_part(where, block, BLOCK_CHILDREN, TimmOwn)
+    check_part(f"{where}.attn", block.attn, ATTENTION_CHILDREN, Attention)
 
 
 def _check_any_block(where: str, block: Any) -> None:
@@ -92,7 +90,7 @@ def _check_any_block(where: str, block: Any) -> None:
     from timm.models import vision_transformer
 
     check_type(where, block, *(getattr(vision_transformer, name) for name in CHILDREN))
-    check_children(where, block, CHILDREN[type(block).__name__])
+    check_children(where, block, CHILDREN[type(block).__name__])  # known by now
     attentions = {f"{where}.attn": getattr(block, "attn", None)}
     for kind in ("attns", "ffns"):
         for index, branch in enumerate(getattr(block, kind, ())):
@@ -100,8 +98,7 @@ def _check_any_block(where: str, block: Any) -> None:
             attentions[f"{where}.{kind}.{index}.attn"] = getattr(branch, "attn", None)
     for name, attention in attentions.items():
         if attention is not None:
-            check_type(name, attention, Attention)
-            check_children(name, attention, ATTENTION_CHILDREN)
+            check_part(name, attention, ATTENTION_CHILDREN, Attention)
 
 
 class TimmStem(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgevit.adapters.block import Block, heads_first, heads_last, linear_macs
-from edgevit.adapters.known import check_children, check_eval, check_methods, check_type
+from edgevit.adapters.known import check_children, check_eval, check_methods, check_part
 from edgevit.errors import UnsupportedModel
 from edgevit.stages import Stage, Tap, VitModel
 
@@ -37,11 +37,9 @@ def adapt(module: nn.Module) -> VitModel | None:
     check_methods(model, ("forward", "_process_input"), source.VisionTransformer)
     check_children(type(model).__name__, model, MODEL_CHILDREN)
     check_eval(model)
-    check_type("encoder", model.encoder, source.Encoder)
-    check_children("encoder", model.encoder, ENCODER_CHILDREN)
+    check_part("encoder", model.encoder, ENCODER_CHILDREN, source.Encoder)
     for name, block in model.encoder.layers.named_children():
-        check_type(name, block, source.EncoderBlock)
-        check_children(name, block, BLOCK_CHILDREN)
+        check_part(name, block, BLOCK_CHILDREN, source.EncoderBlock)
         _check_attention(f"{name}.self_attention", block.self_attention)
     side = model.image_size // model.patch_size
     return VitModel(
@@ -57,8 +55,7 @@ def adapt(module: nn.Module) -> VitModel | None:
 
 
 def _check_attention(where: str, attention: Any) -> None:
-    check_type(where, attention, nn.MultiheadAttention)
-    check_children(where, attention, {"out_proj"})
+    check_part(where, attention, {"out_proj"}, nn.MultiheadAttention)
     if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
         raise UnsupportedModel(f"{where} has kdim, vdim, bias_k or add_zero_attn, which this adapter does not run")
 

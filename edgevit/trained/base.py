@@ -44,6 +44,17 @@ class Trained(nn.Module):
         """What a reduction step on the backbone reads of the checkpoint; None: the reduction is in the architecture."""
         return None
 
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `[B, 3, H, W]` → the tokens `[B, P + N, C]` in front of the backbone's first block."""
+        model = self.backbone
+        x: torch.Tensor = model.norm_pre(model._pos_embed(model.patch_embed(images)))
+        return x
+
+    def classify(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens behind the last block → what the backbone returns."""
+        out: torch.Tensor = self.backbone.forward_head(self.backbone.norm(x))
+        return out
+
     def own_keys(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A state dict in this module's keys, from the reference's keys or from its own."""
         if any(key.startswith(PREFIX) for key in state):

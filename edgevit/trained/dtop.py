@@ -158,7 +158,7 @@ class Dtop(Trained):
     def run(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Presence `[B, c]` by the final head, and the canvas of mask logits `[B, N, c]`."""
         model, prefix = self.backbone, self.prefix
-        x = model.norm_pre(model._pos_embed(model.patch_embed(images)))
+        x = self.embed(images)
         valid: torch.Tensor | None = None
         done: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         for index, block in enumerate(model.blocks):

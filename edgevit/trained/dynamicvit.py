@@ -100,16 +100,14 @@ class DynamicVit(Trained):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Prune in front of the stages' blocks; timm's own blocks and head do the rest."""
-        model = self.backbone
-        x = model.norm_pre(model._pos_embed(model.patch_embed(images)))
-        for index, block in enumerate(model.blocks):
+        x = self.embed(images)
+        for index, block in enumerate(self.backbone.blocks):
             if index in self.stages:
                 stage, keep = self.stages[index]
                 score = scores(self.predictors[stage], x[:, self.prefix :])
                 x = prune(x, score, self.prefix, keep, self.lowering)
             x = block(x)
-        out: torch.Tensor = model.forward_head(model.norm(x))
-        return out
+        return self.classify(x)
 
 
 def create(

@@ -93,17 +93,15 @@ class LookupVit(Trained):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Each block: gather, a ViT block on the compressed tokens, infuse."""
-        model = self.backbone
-        lookup = model.norm_pre(model._pos_embed(model.patch_embed(images)))
+        lookup = self.embed(images)
         compressed = self.resize @ lookup  # positions are resized with the patches: resizing is linear
-        for block, exchange in zip(model.blocks, self.exchanges, strict=True):
+        for block, exchange in zip(self.backbone.blocks, self.exchanges, strict=True):
             assert isinstance(exchange, Exchange)
             compressed, attention = exchange.gather(compressed, lookup)
             compressed = block(compressed)
             if exchange.infuse is not None:
                 lookup = exchange.infuse(lookup, compressed, attention)
-        out: torch.Tensor = model.forward_head(model.norm(compressed))
-        return out
+        return self.classify(compressed)
 
 
 def create(

@@ -92,15 +92,13 @@ class Sit(Trained):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Slim behind the last block of each stage; timm's own blocks and head do the rest."""
-        model = self.backbone
-        x = model.norm_pre(model._pos_embed(model.patch_embed(images)))
-        for number, block in enumerate(model.blocks, 1):
+        x = self.embed(images)
+        for number, block in enumerate(self.backbone.blocks, 1):
             x = block(x)
             if number in self.ends:
                 slim = self.slims[self.ends.index(number)]
                 x = torch.cat([x[:, : self.prefix], slim(x[:, self.prefix :])], dim=1)
-        out: torch.Tensor = model.forward_head(model.norm(x))
-        return out
+        return self.classify(x)
 
 
 def create(
