@@ -63,6 +63,19 @@ def parts_equal_whole(model):
     return parts
 
 
+def one_pair_merges(model):
+    """Parts equal the whole, and merging one pair of tokens in each stage keeps the output's shape, all finite."""
+    from edgevit.reduce import reduce
+    from edgevit.tokens.schedule import parse_schedule
+
+    parts = parts_equal_whole(model)
+    images = images_of(parts)
+    with torch.no_grad():
+        got = reduce(parts, parse_schedule("tome:r=1")).module(images)
+        assert got.shape == model(images).shape
+    assert torch.isfinite(got).all()
+
+
 def counts(model, spec):
     """Run a schedule on two images: right counts, finite outputs of the right shape, another result; returns it."""
     from edgevit.adapters import adapt
@@ -199,13 +212,22 @@ def merging_twins_changes_nothing(parts, spec):
         assert relative(reduce(parts, parse_schedule(off)).module(image), want) > 1e-4  # the equality is earned
 
 
+@pytest.fixture(scope="module")
+def parts_of(request, randomize, check):
+    """Factory: one of the test file's VARIANTS of its MODEL, taken apart and proven once."""
+    from functools import cache
+
+    file = request.module
+    return cache(lambda name: check.parts_equal_whole(randomize(file.MODEL(**{**file.SIZES, **file.VARIANTS[name]}))))
+
+
 @pytest.fixture(scope="session")
 def check():
     """The checks that adapters share, by name."""
     from types import SimpleNamespace
 
     shared = (
-        relative, images_of, parts_equal_whole, counts, separate_parts_agree, costs_are_counted, follows_reference,
-        traces, runs_in_onnx, merging_twins_changes_nothing,
+        relative, images_of, parts_equal_whole, one_pair_merges, counts, separate_parts_agree, costs_are_counted,
+        follows_reference, traces, runs_in_onnx, merging_twins_changes_nothing,
     )  # fmt: skip
     return SimpleNamespace(**{function.__name__: function for function in shared})

@@ -24,18 +24,7 @@ VARIANTS = {
     "tokens": {"global_pool": ""},
 }
 
-
-@pytest.fixture(scope="module")
-def parts_of(randomize, check):
-    """The model of a variant, taken apart and proven once."""
-    built = {}
-
-    def get(variant):
-        if variant not in built:
-            built[variant] = check.parts_equal_whole(randomize(cait.Cait(**{**SIZES, **VARIANTS[variant]})))
-        return built[variant]
-
-    return get
+MODEL = cait.Cait  # what parts_of builds VARIANTS of
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

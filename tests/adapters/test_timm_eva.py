@@ -46,18 +46,7 @@ VARIANTS = {
     "tokens": {**ROPE, "global_pool": ""},
 }  # fmt: skip
 
-
-@pytest.fixture(scope="module")
-def parts_of(randomize, check):
-    """The model of a variant, taken apart and proven once."""
-    built = {}
-
-    def get(variant):
-        if variant not in built:
-            built[variant] = check.parts_equal_whole(randomize(eva.Eva(**{**SIZES, **VARIANTS[variant]})))
-        return built[variant]
-
-    return get
+MODEL = eva.Eva  # what parts_of builds VARIANTS of
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -6,10 +6,7 @@ import torch
 from edgevit.adapters import adapt
 from edgevit.errors import UnsupportedModel
 from edgevit.export.trace import trace
-from edgevit.reduce import reduce
-from edgevit.reduced_vit import dense_parts
 from edgevit.stages import InputSpec
-from edgevit.tokens.schedule import parse_schedule
 
 pytest.importorskip("timm")
 from tests.adapters.families_staged import hiera, pictures
@@ -30,16 +27,8 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants(variant):
-    model = hiera(**VARIANTS[variant])
-    parts = adapt(model)
-    images = pictures(2, parts.image_size)
-    with torch.no_grad():
-        want = model(images)
-        assert (dense_parts(parts)(images) - want).abs().max() < 1e-5 * want.abs().max()
-        got = reduce(parts, parse_schedule("tome:r=1")).module(images)
-    assert got.shape == want.shape
-    assert torch.isfinite(got).all()
+def test_variants(check, variant):
+    check.one_pair_merges(hiera(**VARIANTS[variant]))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
 """timm's MobileViT: maps, patches and sizes; what every staged family must hold is in test_staged.py."""
 
 import pytest
-import torch
 
 from edgevit.adapters import adapt
 from edgevit.errors import UnsupportedModel
 from edgevit.reduce import reduce
-from edgevit.reduced_vit import dense_parts
 from edgevit.tokens.schedule import parse_schedule
 
 timm = pytest.importorskip("timm")
@@ -24,14 +22,8 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants(variant):
-    model = mobilevit(**VARIANTS[variant])
-    parts = adapt(model)
-    images = pictures(2, parts.image_size)
-    with torch.no_grad():
-        want = model(images)
-        assert (dense_parts(parts)(images) - want).abs().max() < 1e-5 * want.abs().max()
-        assert reduce(parts, parse_schedule("tome:r=1")).module(images).shape == want.shape
+def test_variants(check, variant):
+    check.one_pair_merges(mobilevit(**VARIANTS[variant]))
 
 
 @pytest.mark.parametrize(

@@ -30,19 +30,7 @@ VARIANTS = {
     "tokens": {"global_pool": ""},
 }
 
-
-@pytest.fixture(scope="module")
-def parts_of(randomize, check):
-    """The model of a variant, taken apart and proven once."""
-    built = {}
-
-    def get(variant):
-        if variant not in built:
-            model = relpos.VisionTransformerRelPos(**{**SIZES, **VARIANTS[variant]})
-            built[variant] = check.parts_equal_whole(randomize(model))
-        return built[variant]
-
-    return get
+MODEL = relpos.VisionTransformerRelPos  # what parts_of builds VARIANTS of
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

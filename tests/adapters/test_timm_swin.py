@@ -5,13 +5,10 @@ import torch
 
 from edgevit.adapters import adapt
 from edgevit.errors import UnsupportedModel
-from edgevit.reduce import reduce
-from edgevit.reduced_vit import dense_parts
 from edgevit.tokens.protocol import Tokens
-from edgevit.tokens.schedule import parse_schedule
 
 pytest.importorskip("timm")
-from tests.adapters.families_staged import pictures, swin, swin_v2
+from tests.adapters.families_staged import swin, swin_v2
 
 VARIANTS = {
     "no_qkv_bias": {"qkv_bias": False},
@@ -28,14 +25,8 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("build", [swin, swin_v2])
-def test_variants(build, variant):
-    model = build(**VARIANTS[variant])
-    parts = adapt(model)
-    images = pictures(2, parts.image_size)
-    with torch.no_grad():
-        want = model(images)
-        assert (dense_parts(parts)(images) - want).abs().max() < 1e-5 * want.abs().max()
-        assert reduce(parts, parse_schedule("tome:r=1")).module(images).shape == want.shape
+def test_variants(check, build, variant):
+    check.one_pair_merges(build(**VARIANTS[variant]))
 
 
 def test_heads_of_their_own_width():
