@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edgevit.errors import EdgeVitError, GraphError
 from edgevit.export.gate import check_program
 from edgevit.export.idle_masks import drop_idle_masks
+from edgevit.export.inline_regions import inline_regions
 from edgevit.quiet import quiet
 from edgevit.stages import Checkpoint, Graph, InputSpec
 
@@ -57,6 +58,7 @@ def export_program(module: nn.Module, inputs: InputSpec) -> ExportedProgram:
             f"torch.export cannot trace {type(module).__name__} at {list(inputs.shape)}: {text}; it must be free of "
             "data-dependent control flow, and take exactly this input size"
         ) from error
+    inline_regions(program)
     drop_idle_masks(program)
     attend_in_four_dimensions(program)
     free_strides(program)
@@ -102,7 +104,7 @@ def free_strides(program: ExportedProgram) -> None:
 
     Tracing records `view`s that are legal for the strides of the fused kernel at hand; its decomposition (with a mask)
     returns others, and the same view fails there. So the attention's result is made contiguous, and each view becomes
-    the reshape it was written as.
+    the reshape it was written as. So does `reshape_as`, which would count as a reader of the tensor that it copies.
     """
     import torch
 
@@ -110,6 +112,8 @@ def free_strides(program: ExportedProgram) -> None:
     for node in list(program.graph.nodes):
         if node.target is aten.view.default:
             node.target = aten.reshape.default
+        elif node.target in (aten.reshape_as.default, aten.view_as.default):
+            node.target, node.args = aten.reshape.default, (node.args[0], list(node.meta["val"].shape))
         elif node.target is aten.scaled_dot_product_attention.default:
             with program.graph.inserting_after(node):
                 clone = program.graph.call_function(aten.clone.default, (node,))
