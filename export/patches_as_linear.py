@@ -49,7 +49,8 @@ def _transposed(conv: Node) -> Node | None:
     aten = torch.ops.aten
     flat = single_user(conv)
     batch, channels, height, width = conv.meta["val"].shape
-    if flat is None or list(flat.meta["val"].shape) != [batch, channels, height * width]:
+    shape = getattr(flat.meta.get("val"), "shape", ()) if flat is not None else ()  # a split has several results
+    if flat is None or list(shape) != [batch, channels, height * width]:
         return None
     out = single_user(flat)
     if out is None or out.target not in (aten.transpose.int, aten.permute.default):

@@ -171,6 +171,18 @@ def test_a_convolution_with_another_reader_stays():
     assert run(unlifted(ReadsConvolution(3, 6, 8, stride=8)), "patches_as_linear") == [0]
 
 
+class SplitsConvolution(Convolution):
+    """Its one reader has several results."""
+
+    def forward(self, images):
+        first, second = self.conv(images).split([2, 4], dim=1)
+        return first.mean(1) + second.mean(1)
+
+
+def test_a_convolution_that_is_split_stays():
+    assert run(unlifted(SplitsConvolution(3, 6, 8, stride=8)), "patches_as_linear") == [0]
+
+
 class Attends(nn.Module):
     """Self-attention on 8-pixel patches; `tail(qkv, q, k)` adds another reader."""
 
