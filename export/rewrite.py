@@ -21,6 +21,8 @@ Node = Any
 """A torch.fx.Node. Its `args` are typed as a union that no operation fits; a pass checks the operator instead."""
 
 PASSES = {
+    "fold_batch_norm": "edgevit.export.fold_batch_norm:fold_batch_norm",  # first: the others look at bare layers
+    "fold_layer_scale": "edgevit.export.fold_layer_scale:fold_layer_scale",  # after the norm between it and its layer
     "patches_as_linear": "edgevit.export.patches_as_linear:patches_as_linear",
     "split_qkv": "edgevit.export.split_qkv:split_qkv",  # before the scale: it frees the query's own Linear
     "attention_by_head": "edgevit.export.attention_by_head:attention_by_head",  # after the split: it reads the parts

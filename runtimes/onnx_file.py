@@ -24,7 +24,7 @@ class OnnxFile:
         int8="int8",
         # Symmetric int8 with zero points 0 is what every ONNX reader takes, TensorRT included.
         scheme=QuantScheme(activations="int8"),
-        rewrites=("fold_attention_scale",),
+        rewrites=("fold_batch_norm", "fold_layer_scale", "fold_attention_scale"),
         lowering="gather",
         tolerance={"fp32": 1e-4, "int8": None},  # fp32: same operators, other summation order
     )

@@ -31,6 +31,8 @@ class OpenVino:
         int8="int8",
         scheme=QuantScheme(activations="uint8"),
         rewrites=(
+            "fold_batch_norm",
+            "fold_layer_scale",
             "patches_as_linear",
             "split_qkv",
             "fold_attention_scale",

@@ -42,3 +42,12 @@ def traced():
         return graphs[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def hybrid():
+    """Factory: a random hybrid of tests/quant/hybrids.py, and its input."""
+    pytest.importorskip("timm")
+    from tests.quant.hybrids import HYBRIDS, build
+
+    return lambda name: (build(name), InputSpec(1, HYBRIDS[name].size, HYBRIDS[name].size))
