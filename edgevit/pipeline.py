@@ -152,7 +152,7 @@ def _build(
         assert data is not None  # export() refuses auto without --calib, and then data is that
         schedule = _search(vit, checkpoint, schedule, data, progress)
     progress("reduce and trace", 0, 0)
-    reduced, graph = _trace(vit, checkpoint, schedule, target, inputs)
+    reduced, graph = _trace(vit, checkpoint, schedule, target, inputs, precision)
     if precision.startswith("int8"):
         assert data is not None  # ExportSettings refuses int8 without --calib, and then data is that
         graph = _quantize(graph, target, checkpoint, data, progress)
@@ -228,13 +228,22 @@ def _adapted(checkpoint: Checkpoint, inputs: InputSpec, needed: bool) -> VitMode
 
 
 def _trace(
-    vit: VitModel | None, checkpoint: Checkpoint, schedule: TokenSchedule, target: Runtime, inputs: InputSpec
+    vit: VitModel | None,
+    checkpoint: Checkpoint,
+    schedule: TokenSchedule,
+    target: Runtime,
+    inputs: InputSpec,
+    precision: str,
 ) -> tuple[ReducedModel | None, Graph]:
     from edgevit.export.trace import trace, trace_checkpoint
     from edgevit.reduce import reduce
+    from edgevit.reparameterize import reparameterize
 
     if vit is None:
-        return None, trace_checkpoint(checkpoint, inputs)
+        if checkpoint.module is None or not precision.startswith("int8"):  # dense float is the model as it is
+            return None, trace_checkpoint(checkpoint, inputs)
+        module, fused = reparameterize(checkpoint.module, inputs)
+        return None, replace(trace(module, inputs), passes=("reparameterize",) if fused else ())
     reduced = reduce(vit, schedule, target.policy.lowering, target.policy.explicit)
     return reduced, trace(reduced.module, inputs)
 

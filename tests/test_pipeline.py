@@ -119,3 +119,30 @@ def test_int8_counts_the_same_macs_as_fp32(model_file, photographs, tmp_path):
         )
         counts.append(export(settings).to_json()["macs"]["dense"])
     assert counts[0] == counts[1]
+
+
+@pytest.fixture(scope="module")
+def branched_file(tmp_path_factory):
+    """A pickled RepVGG of four blocks, of two and three branches."""
+    from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+
+    torch.manual_seed(0)
+    blocks = tuple(ByoBlockCfg("rep", d=2, c=16, s=2, gs=0) for _ in range(2))
+    model = ByobNet(ByoModelCfg(blocks=blocks, stem_type="rep", stem_chs=8), num_classes=7)
+    path = tmp_path_factory.mktemp("branched") / "rep.pt"
+    torch.save(model.eval(), path)
+    return path
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_branches_are_fused_for_int8_and_left_in_the_float_baseline(branched_file, photographs, tmp_path, precision):
+    settings = ExportSettings(
+        model=str(branched_file),
+        trust_pickle=True,
+        target="fake",
+        out=tmp_path / "out",
+        precision=precision,
+        calib=photographs if precision == "int8" else None,
+    )
+    passes = export(settings).bundle.manifest["passes"]
+    assert passes == (["reparameterize"] if precision == "int8" else [])
