@@ -29,6 +29,7 @@ PASSES = {
     "fold_attention_scale": "edgevit.export.fold_attention_scale:fold_attention_scale",
     "drop_unread_tokens": "edgevit.export.drop_unread_tokens:drop_unread_tokens",  # after the split: q alone shrinks
     "fold_norm_affine": "edgevit.export.fold_norm_affine:fold_norm_affine",  # it sees the final Linears
+    "keep_reduced_axes": "edgevit.export.keep_reduced_axes:keep_reduced_axes",
     "drop_batch_axis": "edgevit.export.drop_batch_axis:drop_batch_axis",  # last: the others know the axis
 }
 

@@ -38,6 +38,7 @@ class OpenVino:
             "fold_attention_scale",
             "drop_unread_tokens",
             "fold_norm_affine",
+            "keep_reduced_axes",
         ),
         lowering="gather",
         forms=("split_qkv", "fold_attention_scale", "fold_norm_affine"),  # by head or without the batch axis: no faster
