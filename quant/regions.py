@@ -79,7 +79,13 @@ def _layers(parts: Structure) -> dict[Node, str]:
     """The label of each Linear and convolution."""
     found = {layer: _layer(layer, parts) for layer in parts.flow.nodes if layer in parts.flow.layers}
     behind = {n for n, label in found.items() if label == CONV and parts.reads_stream(n)}
-    found |= {n: TRANSFORMER if operator(n) == "linear" else BRIDGE for n in behind}
+    for layer in behind:  # a depthwise convolution or a Linear between two blocks leaves no stream
+        found[layer] = TRANSFORMER if operator(layer) == "linear" or parts.is_local(layer) else BRIDGE
+    for layer in [n for n, label in found.items() if label == CONV]:
+        if parts.joins(layer, parts.seeds):
+            found[layer] = TRANSFORMER  # local values beside attention's
+        elif parts.joins(layer, parts.projections):
+            found[layer] = BRIDGE  # a shortcut around the first attention
     for start in _streams(parts):
         _bridge(_in_front(start, parts), found)
     _bridge([n for n in found if _rejoins(n, behind, parts)], found)

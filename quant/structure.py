@@ -154,7 +154,8 @@ class Structure:
                 for skip, branch in (inputs, inputs[::-1]):
                     source = self._source(skip, branch)
                     if source is not None and size(source) == size(node):
-                        found[node] = Skip(node, source, self.flow.below[source] & self.flow.above[branch])
+                        inside = self.flow.below[source] & self.flow.above[branch] & ~self.bit[source]
+                        found[node] = Skip(node, source, inside)
                         break
         return found
 
@@ -192,11 +193,19 @@ class Structure:
         given = (stream, self.projections, self.seeds)
         return any(node in nodes for node in self.flow.back([value], self._ends_stream) for nodes in given)
 
+    def joins(self, layer: Node, given: set[Node]) -> bool:
+        """Whether what a layer gives meets what `given` give, in front of the next layer or residual add."""
+        ahead = set(self.flow.forth(self.flow.users(layer), self.ends))
+        beside = set(self.flow.forth([user for node in given for user in self.flow.users(node)], self.ends))
+        return any(not self.ends(node) and node not in self.core for node in ahead & beside)
+
+    def is_local(self, layer: Node) -> bool:
+        """Depthwise, and as large as its input: it may stand in a residual stream."""
+        return not pointwise(layer) and groups(layer) > 1 and shape(layer) == shape(self.inputs[layer][0])
+
     def _ends_stream(self, node: Node) -> bool:
-        """Where a stream ends: not at a depthwise convolution that keeps its input's shape."""
-        if node in self.flow.layers:
-            return pointwise(node) or groups(node) == 1 or shape(node) != shape(self.inputs[node][0])
-        return node in self.skips or node in self.seeds
+        through = node in self.flow.layers and self.inputs[node] and self.is_local(node)
+        return not through and (self.ends(node) or node in self.seeds)
 
     @cached_property
     def streamed(self) -> set[Node]:
