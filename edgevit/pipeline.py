@@ -258,7 +258,7 @@ def _quantize(graph: Graph, target: Runtime, checkpoint: Checkpoint, data: Datas
         target.policy.rewrites,
         data.tensors(checkpoint.preprocess, graph.inputs.batch),
         batches,
-        lambda done: progress("calibrate", done, batches),
+        progress,
     )
 
 

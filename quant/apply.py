@@ -1,30 +1,60 @@
-"""Graph + images → QuantizedGraph: explicit Q/DQ around Linear and Conv, everything else float and listed."""
+"""Graph + images → QuantizedGraph: explicit Q/DQ around Linear and Conv, everything else float and listed.
+
+Calibration streams all images once and keeps a bounded sample. Then every layer, in program order, gets the
+equalization and the range of its input that serve its output best, and is corrected on what its quantized
+predecessors really give it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.ao.quantization.fx._decomposed
 
 from edgevit.errors import QuantError
-from edgevit.export.rewrite import Node, attribute, call, constant, rewrite, sweep
+from edgevit.export.rewrite import Node, rewrite, sweep
 from edgevit.export.trace import export_program
 from edgevit.quant.calibrate import Observed, observe
-from edgevit.quant.equalize import Choice, choose
-from edgevit.quant.ranges import quantize_weight, search
+from edgevit.quant.correct import Quantized, correct, start
+from edgevit.quant.equalize import Choice, Equalization, choose
+from edgevit.quant.insert import STILL, folds, insert
+from edgevit.quant.layers import CONVS, LINEAR, Group, Layer, find, layer_name
+from edgevit.quant.ranges import fake_quantize, search
 from edgevit.quant.scheme import KEPT_FLOAT, MOVES, OTHER_OPERATOR, Affine, QuantScheme
+from edgevit.quant.streams import Values, walk
 from edgevit.stages import Graph, QuantizedGraph, Refusal
 
 if TYPE_CHECKING:
     import numpy as np
     from torch.fx import GraphModule
 
-LINEAR = torch.ops.aten.linear.default
-CONVS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
-WRAPPERS = ("model.", "stem.model.", "head.model.")  # what tracing and reduction put around the user's module
-QDQ = torch.ops.quantized_decomposed
+IMAGES = 32
+"""Calibration batches that stay in memory for the corrections."""
+MAPS = 4
+"""Of these, how many a convolution's range is chosen on."""
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the images showed, by node name of the rewritten program; quantizing again needs no more images."""
+
+    graph: Graph
+    rewrites: tuple[str, ...]
+    seen: Mapping[str, Observed]
+    images: tuple[torch.Tensor, ...]
+
+    def program(self) -> tuple[GraphModule, tuple[str, ...]]:
+        """A fresh rewritten module, its nodes named as in `seen`, and all passes that made it."""
+        module = self.graph.program.module()
+        done = rewrite(module, self.graph.inputs, self.rewrites)
+        return module, (*self.graph.passes, *done)
 
 
 def quantize(
@@ -33,7 +63,7 @@ def quantize(
     rewrites: Sequence[str],
     batches: Iterable[np.ndarray[Any, Any]],
     count: int,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Progress = _silent,
 ) -> QuantizedGraph:
     """Quantize a program after training.
 
@@ -41,130 +71,146 @@ def quantize(
     batches: calibration images `[B, 3, H, W]`, preprocessed as in evaluation; count: how many batches there are.
     Raises QuantError when nothing can be quantized or calibration fails.
     """
+    return apply(calibrate(graph, scheme, rewrites, batches, count, progress), scheme, progress=progress)
+
+
+def calibrate(
+    graph: Graph,
+    scheme: QuantScheme,
+    rewrites: Sequence[str],
+    batches: Iterable[np.ndarray[Any, Any]],
+    count: int,
+    progress: Progress = _silent,
+) -> Calibration:
+    """Stream the images through the float program. Arguments and errors: as `quantize`."""
     module = graph.program.module()
-    passes = (*graph.passes, *rewrite(module, graph.inputs, rewrites))
-    groups, refused = find(module)
+    rewrite(module, graph.inputs, rewrites)
+    groups, _ = find(module, scheme.layers)
     if not groups:
         raise QuantError("the program has no Linear or Conv with constant weights; there is nothing to quantize")
-    seen = observe(module, groups, batches, count, progress)
-    log = []
-    for source, layers in groups.items():
-        if all(layer.target is LINEAR for layer in layers):
-            log.append(_quantize_linears(module, source, layers, seen[source], scheme))
-        else:
-            log.append(_quantize_shared(module, source, layers, seen[source], scheme))
+    kept: list[torch.Tensor] = []
+
+    def watched() -> Iterator[np.ndarray[Any, Any]]:
+        for index, batch in enumerate(batches):
+            if index * IMAGES // count >= len(kept):  # spread over all of them
+                kept.append(torch.from_numpy(batch))
+            yield batch
+
+    wanted = {group.source: group.is_conv for group in groups}
+    wanted |= {_end(layer.node): True for group in groups for layer in group.layers if layer.is_conv}
+    seen = observe(module, wanted, watched(), count, lambda done: progress("calibrate", done, count))
+    return Calibration(graph, tuple(rewrites), {node.name: value for node, value in seen.items()}, tuple(kept))
+
+
+def apply(
+    calibration: Calibration, scheme: QuantScheme, keep: Mapping[str, str] | None = None, progress: Progress = _silent
+) -> QuantizedGraph:
+    """Decide, correct and write. keep: layers by name that stay float, with the reason."""
+    module, passes = calibration.program()
+    groups, refused = find(module, scheme.layers)
+    decided = decide(module, groups, calibration, scheme, keep or {}, progress)
+    refused += [Refusal(name, reason) for name, reason in (keep or {}).items()]
+    insert(module, groups, decided.layers, decided.ends, scheme)
     sweep(module)
     kept = (*refused, *_kept(module))
-    program = export_program(module, graph.inputs)
-    return QuantizedGraph(program, graph.inputs, passes, kept, tuple(log))
+    program = export_program(module, calibration.graph.inputs)
+    return QuantizedGraph(program, calibration.graph.inputs, passes, kept, tuple(_log(groups, decided)))
 
 
-def find(module: GraphModule) -> tuple[dict[Node, list[Node]], tuple[Refusal, ...]]:
-    """Quantizable layers grouped by the tensor they read, and the ones that are not, with the reason."""
-    groups: dict[Node, list[Node]] = {}
-    refused = []
-    variable: set[Node] = set()  # what depends on the images
-    for node in module.graph.nodes:
-        if node.op == "placeholder" or not variable.isdisjoint(node.all_input_nodes):
-            variable.add(node)
-        if node.target is not LINEAR and node.target not in CONVS:
-            continue
-        if attribute(module, node.args[1]) is None:
-            refused.append(Refusal(layer_name(node), "its weight is computed, not a constant"))
-        elif len(node.args) > 2 and node.args[2] is not None and attribute(module, node.args[2]) is None:
-            refused.append(Refusal(layer_name(node), "its bias is computed, not a constant"))
-        elif node.args[0] not in variable:
-            refused.append(Refusal(layer_name(node), "it reads a constant, so engines compute it once, when they load"))
+@dataclass(frozen=True)
+class Decided:
+    """All layers with their integers, by node name, and the quantizers of convolutions' outputs."""
+
+    layers: dict[str, Quantized]
+    ends: dict[str, Affine]
+
+
+def decide(
+    module: GraphModule,
+    groups: Sequence[Group],
+    calibration: Calibration,
+    scheme: QuantScheme,
+    keep: Mapping[str, str],
+    progress: Progress = _silent,
+) -> Decided:
+    """Choose and correct, layer after layer in program order, on the inputs that the quantized program has there."""
+    home = {layer.node: (group, layer) for group in groups for layer in group.layers if layer.name not in keep}
+    choices: dict[Node, Choice | None] = {}
+    decided = Decided({}, {})
+    if scheme.conv_outputs:
+        decided.ends.update(_ends(home, calibration, scheme))
+
+    def visit(node: Node, x_float: Values, x: Values, want: Values) -> Values:
+        if node in home:
+            group, layer = home[node]
+            if group.source not in choices:
+                choices[group.source] = _choice(group, home, calibration.seen, x_float, decided.ends, scheme)
+            state = start(layer, choices[group.source], scheme)
+            out = correct(state, x, want, scheme)
+            decided.layers[node.name] = state
+            progress("quantize", len(decided.layers), len(home))
         else:
-            groups.setdefault(node.args[0], []).append(node)
-    return groups, tuple(refused)
+            out = [node.target(value, *node.args[1:]) for value in x]
+        if node.name in decided.ends:
+            out = [fake_quantize(value, decided.ends[node.name]) for value in out]
+        return out
+
+    ends = {node for node in module.graph.nodes if node.name in decided.ends}
+    walk(module, calibration.images, visit, set(home) | ends)
+    return decided
 
 
-def layer_name(node: Node) -> str:
-    """The module path a node came from, else its own name."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]) if stack else ""
-    for wrapper in WRAPPERS:
-        path = path.removeprefix(wrapper)
-    while ".block." in path:  # reduction wraps an adapter's block, which wraps the library's
-        path = path.replace(".block.", ".")
-    return path or str(node.name)
+def _choice(
+    group: Group,
+    home: Mapping[Node, tuple[Group, Layer]],
+    seen: Mapping[str, Observed],
+    x: Values,
+    ends: Mapping[str, Affine],
+    scheme: QuantScheme,
+) -> Choice | None:
+    """How the group's input is quantized; None where activations stay float."""
+    if scheme.activations is None:
+        return None
+    if group.source.name in ends:  # quantized where it was made
+        return Choice(Equalization(), ends[group.source.name], "output", 0.0)
+    observed = seen[group.source.name]
+    active = Group(group.source, tuple(layer for layer in group.layers if layer.node in home))
+    free, centre = folds(group) if len(active.layers) == len(group.layers) else (False, False)
+    sample = torch.cat(x[:MAPS]) if group.is_conv else observed.rows
+    return choose(active, observed, sample, scheme, free, centre)
 
 
-def _quantize_linears(
-    module: GraphModule, source: Node, layers: list[Node], seen: Observed, scheme: QuantScheme
-) -> dict[str, Any]:
-    """All Linears on one input: one equalization, one Q/DQ, corrected biases."""
-    weights = [_weight(module, layer) for layer in layers]
-    choice = choose(seen, weights, scheme)
-    value = source if choice.scale is None else _rescale(module, source, layers, choice.scale)
-    ready = _qdq(module, layers[0], value, choice.quantizer)
-    for layer, weight, shift in zip(layers, weights, choice.shift, strict=True):
-        scaled = weight if choice.scale is None else weight * choice.scale
-        bias = attribute(module, layer.args[2]) if len(layer.args) > 2 else None
-        if scheme.correct_bias:
-            bias = -shift if bias is None else bias - shift
-        node = None if bias is None else constant(module, layer, "corrected_bias", bias)
-        layer.args = (ready, _weight_dq(module, layer, scaled), node)
-    return _entry(layers, choice)
+def _end(node: Node) -> Node:
+    """Where a convolution's output is quantized: behind its ReLU, which runtimes fuse."""
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    return user if user is not None and user.target in STILL else node
 
 
-def _rescale(module: GraphModule, source: Node, layers: list[Node], scale: torch.Tensor) -> Node:
-    """Divide a Linear's input by `scale`: folded into a LayerNorm that has no other reader, else one multiplication."""
-    if source.target is torch.ops.aten.layer_norm.default and set(source.users) == set(layers):
-        gain = attribute(module, source.args[2]) if len(source.args) > 2 else None
-        offset = attribute(module, source.args[3]) if len(source.args) > 3 else None
-        new_gain = constant(module, source, "gain", (1 / scale) if gain is None else gain / scale)
-        new_offset = None if offset is None else constant(module, source, "offset", offset / scale)
-        source.args = (*source.args[:2], new_gain, new_offset, *source.args[4:])
-        return source
-    factor = constant(module, layers[0], "smooth", 1 / scale)
-    return call(module, layers[0], torch.ops.aten.mul.Tensor, source, factor)
+def _ends(
+    home: Mapping[Node, tuple[Group, Layer]], calibration: Calibration, scheme: QuantScheme
+) -> Iterator[tuple[str, Affine]]:
+    """Quantizers of convolutions' outputs, but where all that reads them are layers that quantize it anyway."""
+    for node, (_, layer) in home.items():
+        end = _end(node)
+        if layer.is_conv and not all(user in home for user in end.users):
+            seen = calibration.seen[end.name]
+            yield end.name, search(seen.rows, seen.low, seen.high, scheme)
 
 
-def _quantize_shared(
-    module: GraphModule, source: Node, layers: list[Node], seen: Observed, scheme: QuantScheme
-) -> dict[str, Any]:
-    """Convolutions (and what shares their input): a searched range, no equalization."""
-    quantizer = search(seen.rows, seen.low, seen.high, scheme)
-    ready = _qdq(module, layers[0], source, quantizer)
-    for layer in layers:
-        layer.args = (ready, _weight_dq(module, layer, _weight(module, layer)), *layer.args[2:])
-    return {"layers": [layer_name(n) for n in layers], "alpha": None, "scale": quantizer.scale}
-
-
-def _weight(module: GraphModule, layer: Node) -> torch.Tensor:
-    weight = attribute(module, layer.args[1])
-    assert weight is not None  # find() refused the others
-    return weight
-
-
-def _qdq(module: GraphModule, before: Node, value: Node, q: Affine) -> Node:
-    """Value → quantize_per_tensor → dequantize_per_tensor."""
-    dtype = torch.uint8 if q.low == 0 else torch.int8
-    arguments = (q.scale, q.zero_point, q.low, q.high, dtype)
-    quantized = call(module, before, QDQ.quantize_per_tensor.default, value, *arguments)
-    return call(module, before, QDQ.dequantize_per_tensor.default, quantized, *arguments)
-
-
-def _weight_dq(module: GraphModule, layer: Node, weight: torch.Tensor) -> Node:
-    """An int8 constant → dequantize_per_channel along the output axis."""
-    values, scale = quantize_weight(weight)
-    nodes = (
-        constant(module, layer, "weight_int8", values),
-        constant(module, layer, "weight_scale", scale),
-        constant(module, layer, "weight_zero", torch.zeros(len(scale), dtype=torch.int64)),
-    )
-    return call(module, layer, QDQ.dequantize_per_channel.default, *nodes, 0, -127, 127, torch.int8)
-
-
-def _entry(layers: list[Node], choice: Choice) -> dict[str, Any]:
-    return {
-        "layers": [layer_name(n) for n in layers],
-        "alpha": choice.alpha,
-        "scale": choice.quantizer.scale,
-        "error": choice.error,
-    }
+def _log(groups: Sequence[Group], decided: Decided) -> Iterator[dict[str, Any]]:
+    for group in groups:
+        layers = [decided.layers[layer.node.name] for layer in group.layers if layer.node.name in decided.layers]
+        if not layers:
+            continue
+        choice = layers[0].choice
+        yield {
+            "layers": [state.layer.name for state in layers],
+            "equalization": choice.equalization.name if choice else None,
+            "range": choice.range if choice else None,
+            "scale": choice.quantizer.scale if choice else None,
+            "error": choice.error if choice else None,
+            "steps": {state.layer.name: state.steps for state in layers if state.steps},
+        }
 
 
 def _kept(module: GraphModule) -> list[Refusal]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,35 +24,41 @@ class Observed:
     """What calibration saw of one tensor.
 
     axis: of the channels, by the layer that reads the tensor: 1 for a convolution, else the last.
-    rows: `[n, C]`, a sample. low, high: over all images. peak: `[C]`, largest magnitude per channel, over all images.
+    rows: `[n, C]`, a sample. lows, highs: `[C]`, smallest and largest value of each channel, over all images.
     """
 
     axis: int = -1
-    low: float = float("inf")
-    high: float = float("-inf")
-    peak: torch.Tensor | None = None
     kept: list[torch.Tensor] = field(default_factory=list)
+    lows: torch.Tensor = field(default_factory=lambda: torch.tensor(math.inf))
+    highs: torch.Tensor = field(default_factory=lambda: torch.tensor(-math.inf))
 
     @property
     def rows(self) -> torch.Tensor:
         """The sample as one tensor."""
         return torch.cat(self.kept)
 
+    @property
+    def low(self) -> float:
+        """Of all channels."""
+        return float(self.lows.min())
+
+    @property
+    def high(self) -> float:
+        """Of all channels."""
+        return float(self.highs.max())
+
+    @property
+    def peak(self) -> torch.Tensor:
+        """Largest magnitude of each channel, `[C]`."""
+        return torch.maximum(self.highs, -self.lows)
+
     def see(self, value: torch.Tensor, take: int, generator: torch.Generator) -> None:
         """Add one batch."""
         rows = value.movedim(self.axis, -1).reshape(-1, value.shape[self.axis])
-        low, high = float(rows.min()), float(rows.max())
-        # NaN compares false with everything, so min() and max() would forget it
-        nan = math.isnan(low) or math.isnan(self.low)
-        self.low, self.high = (math.nan, math.nan) if nan else (min(self.low, low), max(self.high, high))
-        peak = rows.abs().amax(0)
-        self.peak = peak if self.peak is None else torch.maximum(self.peak, peak)
+        low, high = torch.aminmax(rows, dim=0)  # a NaN stays one, here and in the next two
+        self.lows, self.highs = torch.minimum(self.lows, low), torch.maximum(self.highs, high)
         if take:
             self.kept.append(rows[torch.randint(0, len(rows), (take,), generator=generator)].clone())
-
-
-def _channel_axis(node: Node) -> int:
-    return 1 if any("conv" in str(user.target) for user in node.users) else -1
 
 
 class _Recorder(fx.Interpreter):
@@ -72,13 +78,16 @@ class _Recorder(fx.Interpreter):
 
 def observe(
     module: GraphModule,
-    nodes: Iterable[Node],
+    nodes: Mapping[Node, bool],
     batches: Iterable[np.ndarray[Any, Any]],
     count: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[Node, Observed]:
-    """Run `count` calibration batches `[B, 3, H, W]` and return what was seen of each node's output."""
-    wanted = {node: Observed(_channel_axis(node)) for node in nodes}
+    """Run `count` calibration batches `[B, 3, H, W]` and return what was seen of each node's output.
+
+    nodes: and whether each is a map, whose channels are axis 1.
+    """
+    wanted = {node: Observed(1 if is_map else -1) for node, is_map in nodes.items()}
     recorder = _Recorder(module, wanted)
     with torch.no_grad():
         for index, images in enumerate(batches):

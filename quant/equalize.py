@@ -1,76 +1,133 @@
-"""Equalization of a Linear's input: move range from activation channels into weight columns (SmoothQuant).
+"""Equalization: move range from the channels of an input into the columns of the weights that read it.
 
-Xiao et al., 2023 (arXiv:2211.10438), eq. 4: s_j = max|X_j|^alpha / max|W_j|^(1 - alpha); X / s and W · s give the same
-product. A fixed alpha can ruin a model, so it is searched per input, and "off" is one of the candidates.
+x' = (x - centre) / scale and W' = W · scale, b' = b + W · centre give the same outputs (an affine migration). Three
+ways to choose them, each a candidate beside "off", because any of them can ruin a layer:
+
+- SmoothQuant (Xiao et al., 2023, arXiv:2211.10438, eq. 4): scale_j = max|X_j|^alpha / max|W_j|^(1 - alpha);
+- the same behind a shift that centres each channel (MPTQ-ViT's SQ-b, arXiv:2401.14895);
+- RepQ-ViT (Li et al., 2023, arXiv:2212.08254, eq. 9-12): all channels get the mean channel's range, and its middle.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from edgevit.quant.calibrate import Observed
-from edgevit.quant.ranges import dequantize_weight, fake_quantize, quantize_weight, search
+from edgevit.quant.layers import Group, Layer
+from edgevit.quant.ranges import LEAST, affine, candidates, dequantize_weight, fake_quantize, quantize_weight
 from edgevit.quant.scheme import Affine, QuantScheme
 
-ALPHAS = (None, 0.3, 0.5, 0.65, 0.8, 0.95)
+ALPHAS = (0.3, 0.5, 0.65, 0.8, 0.95, 1.1)
+CLIP = (1e-4, 1e4)
+REPQ_CLIP = (0.1, 64.0)  # a channel that hardly moves would blow its column up
+PAYS = 0.8
+"""A rescale that costs an operator must bring the error below this share of the best one that costs none."""
+
+
+@dataclass(frozen=True)
+class Equalization:
+    """x → (x - centre) / scale, channel by channel, `[C]` each; None: as it is."""
+
+    name: str = "off"
+    scale: torch.Tensor | None = None
+    centre: torch.Tensor | None = None
+
+    def apply(self, x: torch.Tensor, layer: Layer) -> torch.Tensor:
+        """The values that are quantized."""
+        if self.centre is not None:
+            x = x - layer.channels(self.centre)
+        return x if self.scale is None else x / layer.channels(self.scale)
+
+    def weight(self, layer: Layer) -> torch.Tensor:
+        """The layer's weight behind it."""
+        return layer.weight if self.scale is None else layer.weight * layer.columns(self.scale)
+
+    def bias(self, layer: Layer) -> torch.Tensor | None:
+        """The layer's bias behind it."""
+        if self.centre is None:
+            return layer.bias
+        moved = layer.weight @ self.centre
+        return moved if layer.bias is None else layer.bias + moved
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The quantizer of one Linear input: `scale` `[C]` divides it (None: nothing).
+    """How a group's input is quantized. error: of the outputs, relative to their power, mean error aside."""
 
-    error: relative, in output power. shift: per Linear that reads it, the mean output error `[out]` on the sample,
-    which bias correction removes.
-    """
-
-    alpha: float | None
-    scale: torch.Tensor | None
+    equalization: Equalization
     quantizer: Affine
+    range: str
     error: float
-    shift: tuple[torch.Tensor, ...]
 
 
-def choose(seen: Observed, weights: list[torch.Tensor], scheme: QuantScheme) -> Choice:
-    """Pick the alpha whose quantized output is nearest to the float one, for all its Linears `[out, C]`."""
-    rows = seen.rows
-    exact = [rows @ w.t() for w in weights]
-    power = sum(float(y.square().mean()) for y in exact) or 1.0
-    alphas = ALPHAS if scheme.equalize else (None,)
-    return min((_try(a, rows, seen, weights, exact, power, scheme) for a in alphas), key=lambda c: c.error)
-
-
-def _try(
-    alpha: float | None,
-    rows: torch.Tensor,
-    seen: Observed,
-    weights: list[torch.Tensor],
-    exact: list[torch.Tensor],
-    power: float,
-    scheme: QuantScheme,
+def choose(
+    group: Group, seen: Observed, x: torch.Tensor, scheme: QuantScheme, free: bool = False, centre: bool = False
 ) -> Choice:
-    scale = None if alpha is None else smoothing(seen, weights, alpha)
-    scaled = rows if scale is None else rows / scale
-    if scale is None:
-        low, high = seen.low, seen.high
-    else:
-        low, high = float(scaled.min()), float(scaled.max())
-    quantizer = search(scaled, low, high, scheme)
-    rounded = fake_quantize(scaled, quantizer)
-    shifts, error = [], 0.0
-    for weight, y in zip(weights, exact, strict=True):
-        w = dequantize_weight(*quantize_weight(weight if scale is None else weight * scale))
-        difference = rounded @ w.t() - y
-        shift = difference.mean(0)
-        shifts.append(shift)
-        error += float((difference - shift if scheme.correct_bias else difference).square().mean())
-    return Choice(alpha, scale, quantizer, error / power, tuple(shifts))
+    """The equalization and the range whose quantized outputs are nearest to the float ones, over all the layers.
+
+    x: a sample of the input, `[n, C]` for Linears, maps `[n, C, H, W]` for convolutions. free: a rescale costs no
+    operator here; centre: nor does a shift.
+    """
+    exact = [layer(x, layer.weight, None) for layer in group.layers]
+    power = sum(float(y.square().mean()) for y in exact) or 1.0
+
+    def error(equalization: Equalization, quantizer: Affine) -> float:
+        rounded = fake_quantize(equalization.apply(x, group.layers[0]), quantizer)
+        total = 0.0
+        for layer, y in zip(group.layers, exact, strict=True):
+            weight = dequantize_weight(*quantize_weight(equalization.weight(layer), scheme.weight_bits))
+            difference = layer(rounded, weight, None) - y
+            if scheme.correct_bias or equalization.centre is not None:
+                axes = [a for a in range(difference.ndim) if a != (1 if layer.is_conv else difference.ndim - 1)]
+                difference = difference - difference.mean(axes, keepdim=True)
+            total += float(difference.square().mean())
+        return total / power
+
+    off = Equalization()
+    found = []
+    for equalization in (off, *(() if group.is_mixed or not scheme.equalize else _offers(group, seen, centre))):
+        low, high = _ends(seen, equalization)
+        for name, quantizer in candidates(equalization.apply(x, group.layers[0]), low, high, scheme).items():
+            q = _pinned(quantizer, group, scheme) if equalization is off else quantizer
+            found.append(Choice(equalization, q, name, error(equalization, q)))
+    best = min(found, key=lambda choice: choice.error)
+    plain = min((c for c in found if c.equalization is off), key=lambda choice: choice.error)
+    return best if free or best.error < PAYS * plain.error else plain
 
 
-def smoothing(seen: Observed, weights: list[torch.Tensor], alpha: float) -> torch.Tensor:
-    """Scales `[C]`, geometric mean 1."""
-    assert seen.peak is not None
-    column = torch.stack([w.abs().amax(0) for w in weights]).amax(0)
-    scale = seen.peak.clamp_min(1e-5) ** alpha / column.clamp_min(1e-5) ** (1 - alpha)
-    return (scale / scale.log().mean().exp()).clamp(1e-4, 1e4)
+def _offers(group: Group, seen: Observed, centre: bool) -> Iterator[Equalization]:
+    column = torch.stack([layer.column_peak() for layer in group.layers]).amax(0)
+    for alpha in ALPHAS:
+        yield Equalization(f"smooth {alpha}", smoothing(seen.peak, column, alpha))
+    if centre:
+        middle, half = (seen.highs + seen.lows) / 2, (seen.highs - seen.lows) / 2
+        for alpha in ALPHAS:
+            yield Equalization(f"centre, smooth {alpha}", smoothing(half, column, alpha), middle)
+        yield Equalization("repq", (half / half.mean().clamp_min(1e-12)).clamp(*REPQ_CLIP), middle)
+
+
+def smoothing(peak: torch.Tensor, column: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Scales `[C]`, geometric mean 1, from the magnitudes of activations and of weights, `[C]` each."""
+    scale = peak.clamp_min(1e-5) ** alpha / column.clamp_min(1e-5) ** (1 - alpha)
+    return (scale / scale.log().mean().exp()).clamp(*CLIP)
+
+
+def _ends(seen: Observed, equalization: Equalization) -> tuple[float, float]:
+    """The whole range over all calibration images, behind the equalization."""
+    low, high = seen.lows, seen.highs
+    if equalization.centre is not None:
+        low, high = low - equalization.centre, high - equalization.centre
+    if equalization.scale is not None:
+        low, high = low / equalization.scale, high / equalization.scale
+    return float(low.min()), float(high.max())
+
+
+def _pinned(q: Affine, group: Group, scheme: QuantScheme) -> Affine:
+    """With the lower end that the function in front guarantees, where there is one: SiLU, GELU, ReLU, ..."""
+    name = str(group.source.target).split(".")[1].rstrip("_") if "." in str(group.source.target) else ""
+    if scheme.symmetric or name not in LEAST:
+        return q
+    return affine(LEAST[name], (q.high - q.zero_point) * q.scale, scheme)

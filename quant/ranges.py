@@ -1,6 +1,13 @@
-"""Ranges: the scale and zero point of a tensor, by least squared error on its calibration sample."""
+"""Ranges: the scale and zero point of a tensor, from its calibration sample.
+
+METHODS offers four; which one is right differs from tensor to tensor, so the quantizer tries them all and keeps the
+one whose layers' outputs are nearest to the float ones.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -8,6 +15,10 @@ from edgevit.quant.scheme import Affine, QuantScheme
 
 SAMPLE = 32767  # values the search looks at; from 32768 on torch uses threads, whose hand-over costs more than the work
 TINY = 1e-8  # floor of a scale: a dead channel or constant tensor must not give 0
+PERCENTILES = (99.9, 99.99, 99.999)
+BINS = 2048
+LEAST = {"silu": -0.27846455, "gelu": -0.16997121, "hardswish": -0.375, "relu": 0.0, "sigmoid": 0.0, "softmax": 0.0}
+"""Smallest value of a function, by its operator: what a range needs at its lower end, and no more."""
 
 
 def fake_quantize(x: torch.Tensor, q: Affine) -> torch.Tensor:
@@ -24,41 +35,120 @@ def affine(low: float, high: float, scheme: QuantScheme) -> Affine:
     0
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    if scheme.activations == "int8":
-        return Affine(max(-low, high, TINY) / 127, 0, *scheme.range)
-    scale = max((high - low) / 255, TINY)
-    return Affine(scale, round(-low / scale), *scheme.range)
+    smallest, largest = scheme.range
+    if scheme.symmetric:
+        return Affine(max(max(-low, high) / largest, TINY), 0, smallest, largest)
+    scale = max((high - low) / largest, TINY)
+    return Affine(scale, round(-low / scale), smallest, largest)
+
+
+def candidates(values: torch.Tensor, low: float, high: float, scheme: QuantScheme) -> dict[str, Affine]:
+    """What each of the scheme's methods makes of `values` (any shape), whose whole range is [low, high]."""
+    values = _sample(values)
+    low, high = min(low, 0.0), max(high, 0.0)
+    found = {}
+    for name in scheme.ranges:
+        ends = METHODS[name](values, low, high, scheme)
+        found[name] = affine(max(low, min(ends[0], 0.0)), min(high, max(ends[1], 0.0)), scheme)
+    return found
 
 
 def search(values: torch.Tensor, low: float, high: float, scheme: QuantScheme) -> Affine:
-    """The range inside [low, high] with the least squared error on `values` (any shape).
+    """The range inside [low, high] with the least squared error on `values` (any shape)."""
+    return affine(*least_square(_sample(values), min(low, 0.0), max(high, 0.0), scheme), scheme)
 
-    First both ends shrink together, then each end is refined alone around the best.
-    """
+
+def _sample(values: torch.Tensor) -> torch.Tensor:
     values = values.flatten()
-    if len(values) > SAMPLE:
-        generator = torch.Generator().manual_seed(0)
-        values = values[torch.randint(0, len(values), (SAMPLE,), generator=generator)]
-    low, high = min(low, 0.0), max(high, 0.0)
+    if len(values) <= SAMPLE:
+        return values
+    return values[torch.randint(0, len(values), (SAMPLE,), generator=torch.Generator().manual_seed(0))]
+
+
+def least_square(values: torch.Tensor, low: float, high: float, scheme: QuantScheme) -> tuple[float, float]:
+    """First both ends shrink together, then each end is refined alone around the best."""
     shrink = torch.linspace(0.2, 1.0, 33).tolist()
     best = _best(values, [(low * f, high * f) for f in shrink], scheme)
-    if scheme.activations == "uint8":
+    if not scheme.symmetric:
         near = torch.linspace(0.6, 1.4, 9).tolist()
         ends = [(max(low, best[0] * a), min(high, best[1] * b)) for a in near for b in near]
         best = _best(values, ends, scheme)
-    return affine(*best, scheme)
+    return best
 
 
-def _best(values: torch.Tensor, ends: list[tuple[float, float]], scheme: QuantScheme) -> tuple[float, float]:
+def _best(values: torch.Tensor, ends: Sequence[tuple[float, float]], scheme: QuantScheme) -> tuple[float, float]:
     errors = [float((fake_quantize(values, affine(a, b, scheme)) - values).square().mean()) for a, b in ends]
     return ends[min(range(len(ends)), key=errors.__getitem__)]
 
 
-def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight `[out, ...]` → int8 of the same shape, and scales `[out]`; symmetric, -127 to 127."""
-    scale = (weight.flatten(1).abs().amax(1) / 127).clamp_min(TINY)
+def min_max(values: torch.Tensor, low: float, high: float, scheme: QuantScheme) -> tuple[float, float]:
+    """All that calibration saw."""
+    return low, high
+
+
+def percentile(values: torch.Tensor, low: float, high: float, scheme: QuantScheme) -> tuple[float, float]:
+    """The least error among a few percentiles at both ends (RepQ-ViT, arXiv:2212.08254, section 4)."""
+    ordered = values.sort().values
+    ends = []
+    for p in PERCENTILES:
+        cut = min(len(ordered) - 1, math.ceil(len(ordered) * (1 - p / 100)))
+        ends.append((min(float(ordered[cut]), 0.0), max(float(ordered[-1 - cut]), 0.0)))
+    return _best(values, ends, scheme)
+
+
+def least_divergence(values: torch.Tensor, low: float, high: float, scheme: QuantScheme) -> tuple[float, float]:
+    """The clipping whose histogram diverges least from the whole one (Migacz, "8-bit inference with TensorRT", 2017).
+
+    Bins outside are counted at the ends; inside, bins that one integer stands for share their mean.
+    """
+    if high - low < TINY:
+        return low, high
+    counts = torch.histc(values, BINS, low, high)
+    centres = low + (torch.arange(BINS) + 0.5) * (high - low) / BINS
+    best, chosen = math.inf, (low, high)
+    for shrink in torch.linspace(0.3, 1.0, 29).tolist():
+        q = affine(low * shrink, high * shrink, scheme)
+        level = torch.clamp(torch.round(centres / q.scale) + q.zero_point, q.low, q.high).long() - q.low
+        inside = (centres >= low * shrink) & (centres <= high * shrink)
+        reference = counts * inside
+        first, last = inside.nonzero()[[0, -1], 0].tolist()
+        reference[first] += counts[:first].sum()
+        reference[last] += counts[last + 1 :].sum()
+        filled = ((counts > 0) & inside).float()
+        sums = torch.zeros(q.high - q.low + 1).index_add_(0, level, counts * inside)
+        used = torch.zeros(q.high - q.low + 1).index_add_(0, level, filled)
+        spread = (sums / used.clamp_min(1))[level] * filled
+        p, r = reference / reference.sum(), spread / spread.sum().clamp_min(TINY)
+        divergence = float((p * (p.clamp_min(1e-12) / r.clamp_min(1e-12)).log())[p > 0].sum())
+        if divergence < best:
+            best, chosen = divergence, (low * shrink, high * shrink)
+    return chosen
+
+
+METHODS: dict[str, Callable[[torch.Tensor, float, float, QuantScheme], tuple[float, float]]] = {
+    "mse": least_square,
+    "minmax": min_max,
+    "percentile": percentile,
+    "kl": least_divergence,
+}
+
+
+def quantize_weight(weight: torch.Tensor, bits: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight `[out, ...]` → integers of the same shape, and scales `[out]`; symmetric, -127 to 127 for 8 bits.
+
+    Below 8 bits each channel is clipped where that lessens its squared error.
+    """
+    largest = 2 ** (bits - 1) - 1
+    rows = weight.flatten(1)
+    scale = (rows.abs().amax(1) / largest).clamp_min(TINY)
+    if bits < 8:
+        shrunk = scale * torch.linspace(0.4, 1.0, 31)[:, None]  # [31, out]
+        errors = torch.stack([
+            ((rows / s[:, None]).round().clamp(-largest, largest) * s[:, None] - rows).square().sum(1) for s in shrunk
+        ])  # fmt: skip
+        scale = shrunk.gather(0, errors.argmin(0)[None])[0].clamp_min(TINY)
     shape = (-1, *[1] * (weight.ndim - 1))
-    return torch.clamp(torch.round(weight / scale.reshape(shape)), -127, 127).to(torch.int8), scale
+    return torch.clamp(torch.round(weight / scale.reshape(shape)), -largest, largest).to(torch.int8), scale
 
 
 def dequantize_weight(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -5,24 +5,55 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Storage = Literal["uint8", "int8", "uint16", "int16"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantScheme:
-    """Weights: int8, symmetric, one scale per output channel. Activations: 8 bits, one scale per tensor.
+    """Weights: symmetric integers, one scale per output channel. Activations: one scale per tensor, or float.
 
-    activations: "uint8" (affine, with a zero point) or "int8" (symmetric, zero point 0).
-    equalize: search a per-channel rescale of each Linear's input (SmoothQuant), off included.
-    correct_bias: subtract the mean output error of the calibration samples from the bias.
+    activations: "uint8", "uint16" (affine, with a zero point), "int8", "int16" (symmetric, zero point 0), or None:
+    weights alone, which engines multiply back to float.
+    weight_bits, activation_bits: fewer than 8 (or 16) are kept in the same types; no engine is faster for it, it
+    shows what a narrower one would lose. None: all that the type holds.
+    group: inputs that share one weight scale, 0 for all of an output channel; Linears only.
+    layers: which kinds are quantized.
+    conv_outputs: quantize what a convolution returns too, and its bias to int32, where a runtime has no integer
+    convolution with a float output.
+    ranges: how a range may be found (`edgevit.quant.ranges.METHODS`); the one with the least output error is taken.
+    equalize: search a rescale of each input, channel by channel (SmoothQuant, RepQ-ViT), off included.
+    compensate: absorb the error of the quantized inputs into the weights by ridge regression (ERQ).
+    correct_bias: remove the mean output error, layer after layer on quantized inputs.
+    reconstruct: steps of AdaRound with QDrop for each block; 0 rounds to nearest.
     """
 
-    activations: Literal["uint8", "int8"] = "uint8"
+    activations: Storage | None = "uint8"
+    activation_bits: int | None = None
+    weight_bits: int = 8
+    group: int = 0
+    layers: tuple[str, ...] = ("linear", "conv")
+    conv_outputs: bool = False
+    ranges: tuple[str, ...] = ("mse", "minmax", "percentile", "kl")
     equalize: bool = True
+    compensate: bool = True
     correct_bias: bool = True
+    reconstruct: int = 0
+
+    @property
+    def bits(self) -> int:
+        """Of an activation."""
+        return self.activation_bits or (16 if self.activations in ("uint16", "int16") else 8)
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether activations have no zero point."""
+        return self.activations in ("int8", "int16")
 
     @property
     def range(self) -> tuple[int, int]:
         """Smallest and largest integer of an activation."""
-        return (0, 255) if self.activations == "uint8" else (-128, 127)
+        half = 2 ** (self.bits - 1)
+        return (-half, half - 1) if self.symmetric else (0, 2 * half - 1)
 
 
 @dataclass(frozen=True)

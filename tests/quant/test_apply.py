@@ -199,9 +199,9 @@ def test_a_dead_channel_and_a_constant_activation_stay_finite(activations):
 
 def test_equalization_is_folded_into_a_norm_or_becomes_one_multiplication(quantized):
     graph = quantized("none", "ort")
-    chosen = {entry["layers"][0]: entry["alpha"] for entry in graph.log}
-    assert chosen["blocks.0.mlp.fc1"] is not None  # its input has one loud channel
-    smoothed = [name for name, alpha in chosen.items() if alpha is not None]
+    chosen = {entry["layers"][0]: entry["equalization"] for entry in graph.log}
+    assert chosen["blocks.0.mlp.fc1"] != "off"  # its input has one loud channel
+    smoothed = [name for name, way in chosen.items() if way != "off"]
     folded = [name for name in smoothed if name.endswith(("attn.qkv", "mlp.fc1"))]
     assert len(nodes(graph, ATEN.mul.Tensor)) == len(smoothed) - len(folded)
 

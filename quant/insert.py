@@ -1,0 +1,171 @@
+"""Write a decided quantization into a program: Q/DQ pairs, integer weights, equalizations folded where they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.ao.quantization.fx._decomposed
+
+from edgevit.export.rewrite import Node, attribute, call, constant
+from edgevit.quant.correct import Quantized
+from edgevit.quant.equalize import Equalization
+from edgevit.quant.layers import CONVS, LINEAR, Group
+from edgevit.quant.ranges import TINY
+from edgevit.quant.scheme import Affine, QuantScheme
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+QDQ = torch.ops.quantized_decomposed
+STORED = {"uint8": torch.uint8, "int8": torch.int8, "uint16": torch.uint16, "int16": torch.int16}
+NORM = torch.ops.aten.layer_norm.default
+STILL = {  # f(x / s) = f(x) / s for s > 0, channel by channel
+    torch.ops.aten.relu.default, torch.ops.aten.relu_.default, torch.ops.aten.dropout.default,
+    torch.ops.aten.clone.default, torch.ops.aten.contiguous.default,
+}  # fmt: skip
+
+
+def folds(group: Group) -> tuple[bool, bool]:
+    """Whether a rescale of the group's input costs no operator, and whether a shift costs none."""
+    if _norm(group.source, {layer.node for layer in group.layers}):
+        return True, True
+    return producer(group) is not None, False
+
+
+def _norm(source: Node, readers: set[Node]) -> bool:
+    """A LayerNorm with an affine part that nothing else reads."""
+    return source.target is NORM and set(source.users) == readers
+
+
+def producer(group: Group) -> Node | None:
+    """The Linear or convolution whose output channels are the group's input channels, and go nowhere else."""
+    if group.is_mixed or set(group.source.users) != {layer.node for layer in group.layers}:
+        return None
+    node = group.source
+    while node.target in STILL and isinstance(node.args[0], torch.fx.Node) and len(node.args[0].users) == 1:
+        node = node.args[0]
+    if node.target not in (LINEAR, *CONVS) or (node.target in CONVS) != group.is_conv:
+        return None
+    return node if isinstance(node.args[1], torch.fx.Node) and node.args[1].op == "get_attr" else None
+
+
+def insert(
+    module: GraphModule,
+    groups: Sequence[Group],
+    quantized: Mapping[str, Quantized],
+    ends: Mapping[str, Affine],
+    scheme: QuantScheme,
+) -> None:
+    """Rewrite the program in place. quantized: layers by node name; ends: outputs of convolutions by node name."""
+    shrunk: dict[str, torch.Tensor] = {}  # output channels of a producer that are divided
+    ready: dict[Node, Node] = {}
+    for group in groups:
+        active = [layer for layer in group.layers if layer.node.name in quantized]
+        choice = quantized[active[0].node.name].choice if active else None
+        if choice is None:
+            continue
+        value = group.source
+        if choice.equalization.scale is not None:
+            source = producer(group)
+            whole = len(active) == len(group.layers)
+            if whole and source is not None:
+                shrunk[source.name] = choice.equalization.scale
+            else:
+                value = _divided(module, group, choice.equalization, whole)
+        ready[active[0].node] = value
+    for group in groups:
+        active = [layer for layer in group.layers if layer.node.name in quantized]
+        if not active:
+            continue
+        first = quantized[active[0].node.name]
+        x = ready.get(active[0].node)
+        if x is not None and first.choice is not None:
+            x = _qdq(module, active[0].node, x, first.choice.quantizer, scheme)
+        for layer in active:
+            state = quantized[layer.node.name]
+            if layer.node.name in shrunk:
+                state = _shrink(state, shrunk.pop(layer.node.name))
+            _write(module, layer.node, state, x or layer.node.args[0], scheme)
+    for name, scale in shrunk.items():
+        _shrink_float(module, next(n for n in module.graph.nodes if n.name == name), scale)
+    for node in list(module.graph.nodes):
+        if node.name in ends:
+            users = list(node.users)
+            with_end = _qdq(module, node.next, node, ends[node.name], scheme)
+            for user in users:
+                user.replace_input_with(node, with_end)
+
+
+def _divided(module: GraphModule, group: Group, equalization: Equalization, whole: bool) -> Node:
+    """The source behind its equalization: in a LayerNorm's own gain and offset, else as one multiplication."""
+    source, layer = group.source, group.layers[0]
+    scale, centre = equalization.scale, equalization.centre
+    assert scale is not None
+    if whole and _norm(source, {reader.node for reader in group.layers}):
+        gain, offset = (attribute(module, source.args[i]) if len(source.args) > i else None for i in (2, 3))
+        gain = (1 / scale) if gain is None else gain / scale
+        if centre is not None:
+            offset = -centre if offset is None else offset - centre
+        new_offset = None if offset is None else constant(module, source, "offset", offset / scale)
+        source.args = (*source.args[:2], constant(module, source, "gain", gain), new_offset, *source.args[4:])
+        return source
+    value = source
+    if centre is not None:
+        shift = constant(module, layer.node, "centre", layer.channels(centre))
+        value = call(module, layer.node, torch.ops.aten.sub.Tensor, value, shift)
+    factor = constant(module, layer.node, "smooth", layer.channels(1 / scale))
+    return call(module, layer.node, torch.ops.aten.mul.Tensor, value, factor)
+
+
+def _shrink(state: Quantized, scale: torch.Tensor) -> Quantized:
+    """The same integers; only their scale and the bias know that the outputs are divided."""
+    bias = None if state.bias is None else state.bias / scale
+    return replace(state, scale=state.scale / scale, bias=bias)
+
+
+def _shrink_float(module: GraphModule, node: Node, scale: torch.Tensor) -> None:
+    weight = attribute(module, node.args[1])
+    bias = attribute(module, node.args[2]) if len(node.args) > 2 else None
+    assert weight is not None
+    arguments = list(node.args)
+    arguments[1] = constant(module, node, "divided", weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
+    if bias is not None:
+        arguments[2] = constant(module, node, "divided_bias", bias / scale)
+    node.args = tuple(arguments)
+
+
+def _qdq(module: GraphModule, before: Node, value: Node, q: Affine, scheme: QuantScheme) -> Node:
+    """Value → quantize_per_tensor → dequantize_per_tensor."""
+    assert scheme.activations is not None
+    arguments = (q.scale, q.zero_point, q.low, q.high, STORED[scheme.activations])
+    quantized = call(module, before, QDQ.quantize_per_tensor.default, value, *arguments)
+    return call(module, before, QDQ.dequantize_per_tensor.default, quantized, *arguments)
+
+
+def _write(module: GraphModule, node: Node, state: Quantized, x: Node, scheme: QuantScheme) -> None:
+    """The layer on integers: an int8 constant → dequantize_per_channel along the output axis."""
+    weight = _channels(module, node, "weight", state.integers, state.scale, torch.int8)
+    bias = None
+    if state.bias is not None and scheme.conv_outputs and state.layer.is_conv and state.choice is not None:
+        step = (state.scale * state.choice.quantizer.scale).clamp_min(TINY * TINY)
+        integers = (state.bias.double() / step).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
+        bias = _channels(module, node, "bias", integers, step, torch.int32)
+    elif state.bias is not None:
+        bias = constant(module, node, "bias", state.bias)
+    rest = node.args[3:]
+    node.args = (x, weight, bias, *rest)
+
+
+def _channels(
+    module: GraphModule, node: Node, name: str, integers: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
+) -> Node:
+    limit = torch.iinfo(dtype).max
+    nodes = (
+        constant(module, node, f"{name}_int", integers),
+        constant(module, node, f"{name}_scale", scale),
+        constant(module, node, f"{name}_zero", torch.zeros(len(scale), dtype=torch.int64)),
+    )
+    return call(module, node, QDQ.dequantize_per_channel.default, *nodes, 0, -limit, limit, dtype)
