@@ -13,8 +13,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from edgevit.export.rewrite import Node
-from edgevit.quant.layers import CONVS, LINEAR, layer_name
 from edgevit.quant.flow import LAYOUT, NORMS, Flow, operator, pointwise
+from edgevit.quant.layers import CONVS, LINEAR, layer_name
 from edgevit.quant.structure import Structure
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from edgevit.commands.terminal import add_model_flags, print_json
+from edgevit.commands.terminal import add_model_flags, print_json, print_table
 from edgevit.errors import DataError, UnsupportedModel
 
 
@@ -18,6 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", type=Path, action="append", metavar="FILE", help="draw kept and merged tokens (repeat)"
     )
+    parser.add_argument("--regions", action="store_true", help="list layers by region and reconstruction unit")
     parser.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder for tokens.png")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -27,12 +28,18 @@ def run(arguments: argparse.Namespace) -> int:
     from edgevit.bundle import MANIFEST
 
     path = Path(arguments.model)
-    found = _bundle(path) if (path / MANIFEST).is_file() else _model(arguments)
+    is_bundle = (path / MANIFEST).is_file()
+    if is_bundle and arguments.regions:
+        raise DataError(f"{path} is a bundle, and --regions reads a traced program; give the model it was made from")
+    found = _bundle(path) if is_bundle else _model(arguments)
     if arguments.json:
         print_json(found)
         return 0
+    regions = found.pop("regions", None)
     for key, value in found.items():
         print(f"{key:10} {_text(value)}")
+    if regions:
+        _print_regions(regions)
     return 0
 
 
@@ -115,7 +122,29 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
             found["picture"] = str(_draw(arguments, checkpoint, vit, reduced))
     operators = Counter(str(n.target) for n in graph.program.graph.nodes if n.op == "call_function")
     found["operators"] = dict(operators.most_common())
+    if arguments.regions:
+        from edgevit.quant.costs import summary
+
+        found["regions"] = summary(graph.program.module())
     return found
+
+
+def _print_regions(found: dict[str, Any]) -> None:
+    """One row a layer, then one a region."""
+    from rich.table import Table
+
+    layers, regions = Table(), Table()
+    for column in ("layer", "operator", "region", "unit"):
+        layers.add_column(column)
+    for row in found["layers"]:
+        unit = found["units"][row["unit"]]["name"]
+        layers.add_row(row["layer"], row["operator"], row["region"], f"{row['unit']} {unit}")
+    for column in ("region", "layers", "parameters", "MACs"):
+        regions.add_column(column, justify="left" if column == "region" else "right")
+    for name, row in found["summary"].items():
+        regions.add_row(name, str(row["layers"]), f"{row['parameters']:,}", f"{row['macs_share']:.1%}")
+    print_table(layers)
+    print_table(regions)
 
 
 def _draw(arguments: argparse.Namespace, checkpoint: Any, vit: Any, reduced: Any) -> Path:

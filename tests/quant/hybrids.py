@@ -7,11 +7,15 @@ from torch import nn
 
 
 class Hybrid(NamedTuple):
-    """A timm architecture and the pixels of its square input. sized: it must be told its input size when built."""
+    """A timm architecture and the pixels of its square input.
+
+    sized: it must be told its input size when built. depths: fewer blocks a stage than it has, for the default suite.
+    """
 
     arch: str
     size: int
     sized: bool = False
+    depths: tuple[int, ...] = ()
 
 
 # A size is the smallest that the architecture takes with more than one token or window left in its last attention.
@@ -22,13 +26,13 @@ HYBRIDS = {
     "efficientformerv2": Hybrid("efficientformerv2_s0", 64, sized=True),
     "fastvit": Hybrid("fastvit_sa12", 64),  # t8 and t12 have no attention
     "fastvit_mci": Hybrid("fastvit_mci0", 64),
-    "efficientvit_mit": Hybrid("efficientvit_b0", 64),
+    "efficientvit_mit": Hybrid("efficientvit_b0", 64, depths=(1, 1, 1, 1, 1)),
     "efficientvit_msra": Hybrid("efficientvit_m0", 128, sized=True),
     "levit": Hybrid("levit_128s", 64, sized=True),
     "tiny_vit": Hybrid("tiny_vit_5m_224", 64),
     "shvit": Hybrid("shvit_s1", 128),
     "nextvit": Hybrid("nextvit_small", 64),
-    "edgenext": Hybrid("edgenext_xx_small", 64),
+    "edgenext": Hybrid("edgenext_xx_small", 64, depths=(1, 1, 2, 1)),
     "mobilenetv4": Hybrid("mobilenetv4_hybrid_medium_075", 64),
     "repvit": Hybrid("repvit_m0_9", 64),
     "coatnet": Hybrid("coatnet_pico_rw_224", 64, sized=True),
@@ -48,6 +52,7 @@ def build(name: str) -> nn.Module:
 
     hybrid = HYBRIDS[name]
     options = {"img_size": hybrid.size} if hybrid.sized else {}
+    options |= {"depths": hybrid.depths} if hybrid.depths else {}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         model = timm.create_model(hybrid.arch, num_classes=CLASSES, **options)
