@@ -6,6 +6,7 @@ runner compares outputs before and after and refuses a pass that changes them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ PASSES = {
 }
 
 TOLERANCE = 1e-5  # relative to the largest output: float32 sums in another order
+NOISE = 4  # where float32 itself loses more on a program: so often the distance to the same program in float64
 
 
 def rewrite(module: GraphModule, inputs: InputSpec, names: Sequence[str]) -> tuple[str, ...]:
@@ -48,7 +50,7 @@ def rewrite(module: GraphModule, inputs: InputSpec, names: Sequence[str]) -> tup
             run: Callable[[GraphModule], int] = named(PASSES[name])
             if run(module):
                 sweep(module)
-                _prove(name, before, module(images))
+                _prove(name, before, module, images)
                 done.append(name)
     return tuple(done)
 
@@ -68,12 +70,29 @@ def sweep(module: GraphModule) -> None:
     module.recompile()
 
 
-def _prove(name: str, before: torch.Tensor, after: torch.Tensor) -> None:
-    error = float((after - before).abs().max() / before.abs().max().clamp_min(1e-12))
-    if not error <= TOLERANCE:
+def _prove(name: str, before: torch.Tensor, module: GraphModule, images: torch.Tensor) -> None:
+    after = module(images)
+    error = _difference(after, before)
+    if error <= TOLERANCE:
+        return
+    limit = max(TOLERANCE, NOISE * _lost(module, images, after))
+    if not error <= limit:
         raise GraphError(
-            f"pass {name} changed the outputs by {error:.1e} (limit {TOLERANCE:g}); this is a bug in the pass"
+            f"pass {name} changed the outputs by {error:.1e} (limit {limit:.2g}); this is a bug in the pass"
         )
+
+
+def _lost(module: GraphModule, images: torch.Tensor, outputs: torch.Tensor) -> float:
+    """What float32 loses on this program; 0 where it cannot run in float64, because it names its types."""
+    try:
+        return _difference(outputs, copy.deepcopy(module).double()(images.double()))
+    except RuntimeError:
+        return 0.0
+
+
+def _difference(outputs: torch.Tensor, reference: torch.Tensor) -> float:
+    """The largest difference, relative to the largest output."""
+    return float((outputs - reference).abs().max() / reference.abs().max().clamp_min(1e-12))
 
 
 def attribute(module: GraphModule, node: Any) -> torch.Tensor | None:

@@ -292,6 +292,31 @@ def test_a_pass_that_changes_the_outputs_is_caught(traced, monkeypatch, function
         rewrite(module, SPEC, [function.__name__])
 
 
+class Cancels(nn.Module):
+    """A norm's output of about 1000, of which the last thousandth is returned: float32 keeps four digits of it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.linear = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(30, 4)
+        self.norm.bias.data.fill_(1000.0)
+
+    def forward(self, images):
+        return self.linear(self.norm(self.conv(images)) - 1000.0)
+
+
+def test_what_float32_loses_by_itself_is_no_bug_of_a_pass_and_a_bug_is_still_caught(monkeypatch):
+    module = unlifted(Cancels())
+    images = torch.rand(SPEC.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        before = module(images)
+        assert rewrite(module, SPEC, ["fold_batch_norm"]) == ("fold_batch_norm",)
+        assert float((module(images) - before).abs().max()) > EXACT * float(before.abs().max())
+    broken("doubles", doubles, monkeypatch)
+    with pytest.raises(GraphError, match="pass doubles changed the outputs"):
+        rewrite(module, SPEC, ["doubles"])
+
+
 def test_only_passes_that_matched_are_recorded_in_order(traced):
     module = traced().program.module()
     assert rewrite(module, SPEC, ["fold_attention_scale", "patches_as_linear"]) == ("patches_as_linear",)
