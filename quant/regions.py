@@ -206,9 +206,10 @@ def _unit(nodes: Iterable[Node], source: Node, sink: Node, flow: Flow, labels: d
 
 
 def _shared(paths: list[str]) -> str:
-    """The module path that all begin with; where there is none, the first."""
+    """The module path that all begin with; where there is none, the first and the last."""
     steps = zip(*(path.split(".") for path in paths), strict=False)
-    return ".".join(step[0] for step in takewhile(lambda step: len(set(step)) == 1, steps)) or paths[0]
+    shared = ".".join(step[0] for step in takewhile(lambda step: len(set(step)) == 1, steps))
+    return shared or f"{paths[0]}..{paths[-1]}"
 
 
 def _joins(before: Unit, unit: Unit, labels: dict[Node, str]) -> bool:

@@ -202,6 +202,17 @@ def test_inspect_a_bundle(cli, fake_bundle):
     assert cli("inspect", fake_bundle).out.startswith("bundle")
 
 
+def test_inspect_regions(cli, refused, module_file, fake_bundle):
+    arguments = ("inspect", module_file, "--trust-pickle", "--regions")
+    found = cli(*arguments, "--json").json["regions"]
+    assert {row["region"] for row in found["layers"]} == {"stem", "transformer", "head"}
+    assert found["summary"]["transformer"]["layers"] == 8
+    text = cli(*arguments).out
+    assert "attention-core" in text
+    assert "blocks.1.mlp.fc2" in text
+    assert "is a bundle" in refused("inspect", fake_bundle, "--regions")
+
+
 def test_inspect_draws_kept_tokens_of_several_images(cli, module_file, pictures, tmp_path):
     images = [word for file in pictures.files[:2] for word in ("--image", file)]
     arguments = ("--trust-pickle", "--reduce", "evit:keep=0.5@1", *images, "-o", "pictures")
