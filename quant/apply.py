@@ -19,7 +19,8 @@ from edgevit.export.trace import export_program
 from edgevit.quant.calibrate import Observed, observe
 from edgevit.quant.correct import Quantized, correct, start
 from edgevit.quant.equalize import Choice, Equalization, choose
-from edgevit.quant.insert import STILL, folds, insert
+from edgevit.quant.fold import norm, producers
+from edgevit.quant.insert import insert
 from edgevit.quant.layers import CONVS, LINEAR, Group, Layer, find, layer_name
 from edgevit.quant.ranges import fake_quantize, search
 from edgevit.quant.scheme import KEPT_FLOAT, MOVES, OTHER_OPERATOR, Affine, QuantScheme
@@ -110,7 +111,7 @@ def apply(
     groups, refused = find(module, scheme.layers)
     decided = decide(module, groups, calibration, scheme, keep or {}, progress)
     refused += [Refusal(name, reason) for name, reason in (keep or {}).items()]
-    insert(module, groups, decided.layers, decided.ends, scheme)
+    insert(module, groups, decided.layers, decided.ends, decided.makers, scheme)
     sweep(module)
     kept = (*refused, *_kept(module))
     program = export_program(module, calibration.graph.inputs)
@@ -119,10 +120,14 @@ def apply(
 
 @dataclass(frozen=True)
 class Decided:
-    """All layers with their integers, by node name, and the quantizers of convolutions' outputs."""
+    """All layers with their integers, by node name, and the quantizers of convolutions' outputs.
+
+    makers: source of a group → the layer that takes a rescale of it into its rows.
+    """
 
     layers: dict[str, Quantized]
     ends: dict[str, Affine]
+    makers: dict[Node, Node]
 
 
 def decide(
@@ -136,7 +141,8 @@ def decide(
     """Choose and correct, layer after layer in program order, on the inputs that the quantized program has there."""
     home = {layer.node: (group, layer) for group in groups for layer in group.layers if layer.name not in keep}
     choices: dict[Node, Choice | None] = {}
-    decided = Decided({}, {})
+    makers = producers(module, list(groups), calibration.images[0]) if scheme.equalize else {}
+    decided = Decided({}, {}, makers)
     if scheme.conv_outputs:
         decided.ends.update(_ends(home, calibration, scheme))
 
@@ -144,7 +150,7 @@ def decide(
         if node in home:
             group, layer = home[node]
             if group.source not in choices:
-                choices[group.source] = _choice(group, home, calibration.seen, x_float, decided.ends, scheme)
+                choices[group.source] = _choice(group, home, calibration.seen, x_float, decided, scheme)
             state = start(layer, choices[group.source], scheme)
             out = correct(state, x, want, scheme)
             decided.layers[node.name] = state
@@ -165,25 +171,29 @@ def _choice(
     home: Mapping[Node, tuple[Group, Layer]],
     seen: Mapping[str, Observed],
     x: Values,
-    ends: Mapping[str, Affine],
+    decided: Decided,
     scheme: QuantScheme,
 ) -> Choice | None:
     """How the group's input is quantized; None where activations stay float."""
     if scheme.activations is None:
         return None
-    if group.source.name in ends:  # quantized where it was made
-        return Choice(Equalization(), ends[group.source.name], "output", 0.0)
+    if group.source.name in decided.ends:  # quantized where it was made
+        return Choice(Equalization(), decided.ends[group.source.name], "output", 0.0)
     observed = seen[group.source.name]
     active = Group(group.source, tuple(layer for layer in group.layers if layer.node in home))
-    free, centre = folds(group) if len(active.layers) == len(group.layers) else (False, False)
+    whole = len(active.layers) == len(group.layers)
+    free, centre = whole and (norm(group) or group.source in decided.makers), whole and norm(group)
     sample = torch.cat(x[:MAPS]) if group.is_conv else observed.rows
     return choose(active, observed, sample, scheme, free, centre)
+
+
+FUSED = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
 
 
 def _end(node: Node) -> Node:
     """Where a convolution's output is quantized: behind its ReLU, which runtimes fuse."""
     user = next(iter(node.users)) if len(node.users) == 1 else None
-    return user if user is not None and user.target in STILL else node
+    return user if user is not None and user.target in FUSED else node
 
 
 def _ends(

@@ -12,7 +12,8 @@ import torch.ao.quantization.fx._decomposed
 from edgevit.export.rewrite import Node, attribute, call, constant
 from edgevit.quant.correct import Quantized
 from edgevit.quant.equalize import Equalization
-from edgevit.quant.layers import CONVS, LINEAR, Group
+from edgevit.quant.fold import norm
+from edgevit.quant.layers import Group
 from edgevit.quant.ranges import TINY
 from edgevit.quant.scheme import Affine, QuantScheme
 
@@ -21,35 +22,6 @@ if TYPE_CHECKING:
 
 QDQ = torch.ops.quantized_decomposed
 STORED = {"uint8": torch.uint8, "int8": torch.int8, "uint16": torch.uint16, "int16": torch.int16}
-NORM = torch.ops.aten.layer_norm.default
-STILL = {  # f(x / s) = f(x) / s for s > 0, channel by channel
-    torch.ops.aten.relu.default, torch.ops.aten.relu_.default, torch.ops.aten.dropout.default,
-    torch.ops.aten.clone.default, torch.ops.aten.contiguous.default,
-}  # fmt: skip
-
-
-def folds(group: Group) -> tuple[bool, bool]:
-    """Whether a rescale of the group's input costs no operator, and whether a shift costs none."""
-    if _norm(group.source, {layer.node for layer in group.layers}):
-        return True, True
-    return producer(group) is not None, False
-
-
-def _norm(source: Node, readers: set[Node]) -> bool:
-    """A LayerNorm with an affine part that nothing else reads."""
-    return source.target is NORM and set(source.users) == readers
-
-
-def producer(group: Group) -> Node | None:
-    """The Linear or convolution whose output channels are the group's input channels, and go nowhere else."""
-    if group.is_mixed or set(group.source.users) != {layer.node for layer in group.layers}:
-        return None
-    node = group.source
-    while node.target in STILL and isinstance(node.args[0], torch.fx.Node) and len(node.args[0].users) == 1:
-        node = node.args[0]
-    if node.target not in (LINEAR, *CONVS) or (node.target in CONVS) != group.is_conv:
-        return None
-    return node if isinstance(node.args[1], torch.fx.Node) and node.args[1].op == "get_attr" else None
 
 
 def insert(
@@ -57,9 +29,13 @@ def insert(
     groups: Sequence[Group],
     quantized: Mapping[str, Quantized],
     ends: Mapping[str, Affine],
+    makers: Mapping[Node, Node],
     scheme: QuantScheme,
 ) -> None:
-    """Rewrite the program in place. quantized: layers by node name; ends: outputs of convolutions by node name."""
+    """Rewrite the program in place.
+
+    quantized: layers by node name; ends: outputs of convolutions by node name; makers: `fold.producers`.
+    """
     shrunk: dict[str, torch.Tensor] = {}  # output channels of a producer that are divided
     ready: dict[Node, Node] = {}
     for group in groups:
@@ -69,10 +45,10 @@ def insert(
             continue
         value = group.source
         if choice.equalization.scale is not None:
-            source = producer(group)
+            maker = makers.get(group.source)
             whole = len(active) == len(group.layers)
-            if whole and source is not None:
-                shrunk[source.name] = choice.equalization.scale
+            if whole and maker is not None:
+                shrunk[maker.name] = choice.equalization.scale
             else:
                 value = _divided(module, group, choice.equalization, whole)
         ready[active[0].node] = value
@@ -104,7 +80,7 @@ def _divided(module: GraphModule, group: Group, equalization: Equalization, whol
     source, layer = group.source, group.layers[0]
     scale, centre = equalization.scale, equalization.centre
     assert scale is not None
-    if whole and _norm(source, {reader.node for reader in group.layers}):
+    if whole and norm(group):
         gain, offset = (attribute(module, source.args[i]) if len(source.args) > i else None for i in (2, 3))
         gain = (1 / scale) if gain is None else gain / scale
         if centre is not None:

@@ -30,7 +30,16 @@ class Ort:
         precisions=("fp32", "int8"),
         int8="int8",
         scheme=QuantScheme(activations="uint8"),  # the x86 kernels are u8 x s8
-        rewrites=("fold_batch_norm", "fold_layer_scale", "patches_as_linear", "fold_attention_scale"),
+        rewrites=(
+            "fold_batch_norm",
+            "fold_layer_scale",
+            "patches_as_linear",
+            "split_qkv",
+            "attention_by_head",
+            "drop_unread_tokens",
+            "fold_norm_affine",
+            "drop_batch_axis",
+        ),
         lowering="gather",
         forms=("split_qkv", "attention_by_head", "drop_batch_axis"),
         explicit=True,
