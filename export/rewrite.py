@@ -122,7 +122,7 @@ def constant(module: GraphModule, like: Node, name: str, value: torch.Tensor) ->
     module.register_buffer(unique, value.contiguous())
     with module.graph.inserting_before(like):
         node = module.graph.get_attr(unique)
-    node.meta["val"] = _fake_mode(module).from_tensor(value)
+    node.meta["val"] = _fake_mode(module).from_tensor(value, static_shapes=True)
     return node
 
 

@@ -217,3 +217,11 @@ def test_a_hybrid_is_folded(name, hybrid):
     assert rewrite(module, spec, BOTH) == tuple(n for n, count in zip(BOTH, (norms, scales), strict=True) if count)
     assert uses(module, ATEN.batch_norm.default) == before[0] - norms == left
     assert uses(module, ATEN.mul.Tensor) == before[1] - scales
+
+
+def test_shapes_behind_a_folded_layer_stay_numbers(hybrid):
+    model, spec = hybrid("edgenext")
+    module = trace(model, spec).program.module()
+    rewrite(module, spec, [*BOTH, "patches_as_linear", "fold_norm_affine"])
+    values = [node.meta["val"] for node in module.graph.nodes if hasattr(node.meta.get("val"), "shape")]
+    assert all(type(size) is int for value in values for size in value.shape)
