@@ -125,7 +125,7 @@ def _write(module: GraphModule, node: Node, state: Quantized, x: Node, scheme: Q
     """The layer on integers: an int8 constant → dequantize_per_channel along the output axis."""
     weight = _channels(module, node, "weight", state.integers, state.scale, torch.int8)
     bias = None
-    if state.bias is not None and scheme.conv_outputs and state.layer.is_conv and state.choice is not None:
+    if state.bias is not None and scheme.integer_bias and state.choice is not None:
         step = (state.scale * state.choice.quantizer.scale).clamp_min(TINY * TINY)
         integers = (state.bias.double() / step).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
         bias = _channels(module, node, "bias", integers, step, torch.int32)

@@ -18,8 +18,9 @@ class QuantScheme:
     shows what a narrower one would lose. None: all that the type holds.
     group: inputs that share one weight scale, 0 for all of an output channel; Linears only.
     layers: which kinds are quantized.
-    conv_outputs: quantize what a convolution returns too, and its bias to int32, where a runtime has no integer
-    convolution with a float output.
+    integer_bias: biases in int32, at the scale of input times weight, where a runtime fuses no float bias.
+    conv_outputs: quantize what a convolution returns too, where a runtime has no integer convolution with a float
+    output.
     ranges: how a range may be found (`edgevit.quant.ranges.METHODS`); the one with the least output error is taken.
     equalize: search a rescale of each input, channel by channel (SmoothQuant, RepQ-ViT), off included.
     compensate: absorb the error of the quantized inputs into the weights by ridge regression (ERQ).
@@ -32,6 +33,7 @@ class QuantScheme:
     weight_bits: int = 8
     group: int = 0
     layers: tuple[str, ...] = ("linear", "conv")
+    integer_bias: bool = False
     conv_outputs: bool = False
     ranges: tuple[str, ...] = ("mse", "minmax", "percentile", "kl")
     equalize: bool = True

@@ -29,7 +29,8 @@ class Ort:
     policy = Policy(
         precisions=("fp32", "int8"),
         int8="int8",
-        scheme=QuantScheme(activations="uint8"),  # the x86 kernels are u8 x s8
+        # the x86 kernels are u8 x s8; QGemm wants its bias in int32
+        scheme=QuantScheme(activations="uint8", integer_bias=True),
         rewrites=(
             "fold_batch_norm",
             "fold_layer_scale",
