@@ -184,7 +184,14 @@ def _choice(
     whole = len(active.layers) == len(group.layers)
     free, centre = whole and (norm(group) or group.source in decided.makers), whole and norm(group)
     sample = torch.cat(x[:MAPS]) if group.is_conv else observed.rows
-    return choose(active, observed, sample, scheme, free, centre)
+    return choose(active, observed, sample, scheme, free, centre, _is_image(group.source))
+
+
+def _is_image(node: Node) -> bool:
+    """The program's input, or a mere rearrangement of it."""
+    while node.op == "call_function" and _operator(node) in MOVES and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return bool(node.op == "placeholder")
 
 
 FUSED = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)

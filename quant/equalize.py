@@ -23,6 +23,7 @@ from edgevit.quant.scheme import Affine, QuantScheme
 ALPHAS = (0.3, 0.5, 0.65, 0.8, 0.95, 1.1)
 CLIP = (1e-4, 1e4)
 REPQ_CLIP = (0.1, 64.0)  # a channel that hardly moves would blow its column up
+EXACT = 1e-2  # of a step: float32 normalization moves a pixel by less
 PAYS = 0.8
 """A rescale that costs an operator must bring the error below this share of the best one that costs none."""
 
@@ -34,6 +35,11 @@ class Equalization:
     name: str = "off"
     scale: torch.Tensor | None = None
     centre: torch.Tensor | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether it does anything."""
+        return self.scale is not None or self.centre is not None
 
     def apply(self, x: torch.Tensor, layer: Layer) -> torch.Tensor:
         """The values that are quantized."""
@@ -64,12 +70,19 @@ class Choice:
 
 
 def choose(
-    group: Group, seen: Observed, x: torch.Tensor, scheme: QuantScheme, free: bool = False, centre: bool = False
+    group: Group,
+    seen: Observed,
+    x: torch.Tensor,
+    scheme: QuantScheme,
+    free: bool = False,
+    centre: bool = False,
+    pixels: bool = False,
 ) -> Choice:
     """The equalization and the range whose quantized outputs are nearest to the float ones, over all the layers.
 
     x: a sample of the input, `[n, C]` for Linears, maps `[n, C, H, W]` for convolutions. free: a rescale costs no
-    operator here; centre: nor does a shift.
+    operator here; centre: nor does a shift. pixels: the input is the image, whose 256 levels need no rounding at all
+    once they are counted from the lowest.
     """
     exact = [layer(x, layer.weight, None) for layer in group.layers]
     power = sum(float(y.square().mean()) for y in exact) or 1.0
@@ -88,6 +101,13 @@ def choose(
 
     off = Equalization()
     found = []
+    if pixels and not group.is_conv and not scheme.symmetric:
+        grid = _levels(seen)
+        low, high = _ends(seen, grid)
+        quantizer = affine(low, high, scheme)
+        moved = grid.apply(x, group.layers[0])
+        if (fake_quantize(moved, quantizer) - moved).abs().max() <= EXACT * quantizer.scale:
+            return Choice(grid, quantizer, "levels", error(grid, quantizer))
     for equalization in (off, *(() if group.is_mixed or not scheme.equalize else _offers(group, seen, centre))):
         low, high = _ends(seen, equalization)
         for name, quantizer in candidates(equalization.apply(x, group.layers[0]), low, high, scheme).items():
@@ -96,6 +116,13 @@ def choose(
     best = min(found, key=lambda choice: choice.error)
     plain = min((c for c in found if c.equalization is off), key=lambda choice: choice.error)
     return best if free or best.error < PAYS * plain.error else plain
+
+
+def _levels(seen: Observed) -> Equalization:
+    """Each channel from its lowest value, and all as wide as the widest: 8-bit pixels, whatever was subtracted."""
+    span = seen.highs - seen.lows
+    same = bool((span - span.max()).abs().max() <= 1e-6 * span.max())
+    return Equalization("levels", None if same else (span / span.max()).clamp_min(1e-6), seen.lows)
 
 
 def _offers(group: Group, seen: Observed, centre: bool) -> Iterator[Equalization]:

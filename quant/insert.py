@@ -44,10 +44,10 @@ def insert(
         if choice is None:
             continue
         value = group.source
-        if choice.equalization.scale is not None:
+        if choice.equalization.moves:
             maker = makers.get(group.source)
             whole = len(active) == len(group.layers)
-            if whole and maker is not None:
+            if whole and maker is not None and choice.equalization.scale is not None:
                 shrunk[maker.name] = choice.equalization.scale
             else:
                 value = _divided(module, group, choice.equalization, whole)
@@ -78,8 +78,8 @@ def insert(
 def _divided(module: GraphModule, group: Group, equalization: Equalization, whole: bool) -> Node:
     """The source behind its equalization: in a LayerNorm's own gain and offset, else as one multiplication."""
     source, layer = group.source, group.layers[0]
-    scale, centre = equalization.scale, equalization.centre
-    assert scale is not None
+    centre = equalization.centre
+    scale = torch.ones(1) if equalization.scale is None else equalization.scale
     if whole and norm(group):
         gain, offset = (attribute(module, source.args[i]) if len(source.args) > i else None for i in (2, 3))
         gain = (1 / scale) if gain is None else gain / scale
@@ -92,6 +92,8 @@ def _divided(module: GraphModule, group: Group, equalization: Equalization, whol
     if centre is not None:
         shift = constant(module, layer.node, "centre", layer.channels(centre))
         value = call(module, layer.node, torch.ops.aten.sub.Tensor, value, shift)
+    if equalization.scale is None:
+        return value
     factor = constant(module, layer.node, "smooth", layer.channels(1 / scale))
     return call(module, layer.node, torch.ops.aten.mul.Tensor, value, factor)
 
