@@ -16,6 +16,9 @@ EdgeVitError                     one line on stderr, exit 1
 Anything else that escapes is a bug and keeps its traceback.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class EdgeVitError(Exception):
     """Something the user can fix: what was given, what was expected, what to do."""
@@ -64,9 +67,13 @@ class MissingExtra(EdgeVitError):
 
 
 class GateFailed(EdgeVitError):
-    """A gate the user set does not hold."""
+    """A gate the user set does not hold. trials: what was built and measured, a row each."""
 
     exit_code = 3
+
+    def __init__(self, message: str, trials: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.trials = tuple(trials)
 
 
 def missing_extra(extra: str, error: ImportError) -> MissingExtra:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.bundle import MANIFEST, REPORT, SCHEMA, Bundle, staged, write_json
 from edgevit.data import Dataset, read_dataset
-from edgevit.errors import EdgeVitError, GateFailed, GraphError, QuantError, RuntimeRefusal, ScheduleError
+from edgevit.errors import EdgeVitError, GraphError, QuantError, RuntimeRefusal, ScheduleError
 from edgevit.load import load
 from edgevit.manifest import copy_labels, make_manifest
 from edgevit.runtimes import runtime
@@ -20,6 +19,7 @@ from edgevit.tokens.schedule import TokenSchedule, parse_schedule
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgevit.quant.apply import Calibration
     from edgevit.runtimes.base import Runtime
     from edgevit.stages import Checkpoint, Graph, InputSpec, ReducedModel, VitModel
 
@@ -99,7 +99,7 @@ def export(settings: ExportSettings, progress: Progress = silent) -> Exported:
     """MODEL → bundle. Raises EdgeVitError; on any failure nothing is left at `settings.out`."""
     target = runtime(settings.target)
     target.version()
-    precision = _precision(target, settings.precision)
+    precision = resolved(target, settings.precision)
     schedule = parse_schedule(settings.reduce)
     if schedule.is_auto and settings.calib is None:
         raise ScheduleError(
@@ -116,14 +116,20 @@ def export(settings: ExportSettings, progress: Progress = silent) -> Exported:
             input_size=settings.input_size,
             trust_pickle=settings.trust_pickle,
         )
-        bundle, notes = _build(folder, checkpoint, target, precision, schedule, calib or evaluation, settings, progress)
+        data = calib or evaluation
+        road = prepare(checkpoint, target, precision, schedule, data, settings, progress)
+        bundle = finish(road, folder, {}, progress)
         gate = None
         if evaluation or settings.min_speedup is not None:
-            gate = _hold_gates(bundle, checkpoint, target, evaluation, settings, progress)
+            from edgevit.gate import hold
+
+            bundle, gate = hold(road, bundle, evaluation, settings, progress)
+        notes = road.reduced.notes if road.reduced else ()
     return Exported(Bundle(settings.out, bundle.manifest), notes, gate)
 
 
-def _precision(target: Runtime, asked: str | None) -> str:
+def resolved(target: Runtime, asked: str | None) -> str:
+    """The exact precision that is built: the asked one, or the target's default. Raises RuntimeRefusal."""
     precision = target.policy.precisions[0] if asked is None else asked
     if precision not in target.policy.precisions:
         known = ", ".join(target.policy.precisions)
@@ -131,8 +137,26 @@ def _precision(target: Runtime, asked: str | None) -> str:
     return target.resolve(precision)
 
 
-def _build(
-    folder: Path,
+@dataclass(frozen=True)
+class Road:
+    """A model on its way to a target, in front of the last choice: which layers become integers."""
+
+    checkpoint: Checkpoint
+    target: Runtime
+    precision: str
+    data: Dataset | None
+    labels: Path | None
+    reduced: ReducedModel | None
+    graph: Graph
+    calibration: Calibration | None
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether a schedule changes the model."""
+        return self.reduced is not None and not self.reduced.schedule.is_none
+
+
+def prepare(
     checkpoint: Checkpoint,
     target: Runtime,
     precision: str,
@@ -140,10 +164,10 @@ def _build(
     data: Dataset | None,
     settings: ExportSettings,
     progress: Progress,
-) -> tuple[Bundle, tuple[str, ...]]:
-    """Everything between a loaded model and a verified bundle in `folder`."""
-    from edgevit.check import check_engine, check_images
+) -> Road:
+    """A loaded model → its traced, reduced program, and what calibration saw of it."""
     from edgevit.export.rewrite import rewritten
+    from edgevit.quant.apply import calibrate
     from edgevit.stages import InputSpec
 
     inputs = InputSpec(settings.batch, *checkpoint.preprocess.size)
@@ -153,26 +177,40 @@ def _build(
         schedule = _search(vit, checkpoint, schedule, data, progress)
     progress("reduce and trace", 0, 0)
     reduced, graph = _trace(vit, checkpoint, schedule, target, inputs, precision)
+    calibration = None
     if precision.startswith("int8"):
         assert data is not None  # ExportSettings refuses int8 without --calib, and then data is that
-        graph = _quantize(graph, target, checkpoint, data, progress)
+        batches = -(-len(data) // inputs.batch)
+        images = data.tensors(checkpoint.preprocess, inputs.batch)
+        calibration = calibrate(graph, target.policy.scheme, target.policy.rewrites, images, batches, progress)
     elif not schedule.is_none:
         graph = rewritten(graph, target.policy.forms)
+    return Road(checkpoint, target, precision, data, settings.labels, reduced, graph, calibration)
+
+
+def finish(road: Road, folder: Path, keep: Mapping[str, str], progress: Progress) -> Bundle:
+    """Quantize, build and check: a verified bundle in `folder`. keep: layers that stay float, with the reason."""
+    from edgevit.check import check_engine, check_images
+    from edgevit.quant.apply import apply
+
+    target, checkpoint, graph = road.target, road.checkpoint, road.graph
+    if road.calibration:
+        graph = apply(road.calibration, target.policy.scheme, keep, progress)
     refusals = target.refuses(graph)
     if refusals:
         first = refusals[0]
         raise RuntimeRefusal(f"{target.name} refuses {len(refusals)} nodes; first {first.layer}: {first.reason}")
     progress(f"build {target.name}", 0, 0)
-    engine = target.build(graph, folder, precision)
+    engine = target.build(graph, folder, road.precision)
     progress("check against eager", 0, 0)
-    images, source = check_images(checkpoint.preprocess, data)
-    reference = reduced.module if reduced else checkpoint.callable()
-    check = check_engine(engine, target, reference, images, source, bool(reduced) and not schedule.is_none)
-    labels = copy_labels(settings.labels, checkpoint.labels, folder, graph)
-    manifest = make_manifest(checkpoint, target, engine, graph, reduced, check, labels)
+    images, source = check_images(checkpoint.preprocess, road.data)
+    reference = road.reduced.module if road.reduced else checkpoint.callable()
+    check = check_engine(engine, target, reference, images, source, road.is_reduced)
+    labels = copy_labels(road.labels, checkpoint.labels, folder, graph)
+    manifest = make_manifest(checkpoint, target, engine, graph, road.reduced, check, labels)
     write_json(folder / MANIFEST, manifest)
     write_json(folder / REPORT, {"schema": SCHEMA, "evaluations": [], "profiles": []})
-    return Bundle.load(folder), reduced.notes if reduced else ()
+    return Bundle.load(folder)
 
 
 def _search(
@@ -246,56 +284,3 @@ def _trace(
         return None, replace(trace(module, inputs), passes=("reparameterize",) if fused else ())
     reduced = reduce(vit, schedule, target.policy.lowering, target.policy.explicit)
     return reduced, trace(reduced.module, inputs)
-
-
-def _quantize(graph: Graph, target: Runtime, checkpoint: Checkpoint, data: Dataset, progress: Progress) -> Graph:
-    from edgevit.quant.apply import quantize
-
-    batches = -(-len(data) // graph.inputs.batch)
-    return quantize(
-        graph,
-        target.policy.scheme,
-        target.policy.rewrites,
-        data.tensors(checkpoint.preprocess, graph.inputs.batch),
-        batches,
-        progress,
-    )
-
-
-def _hold_gates(
-    bundle: Bundle,
-    checkpoint: Checkpoint,
-    target: Runtime,
-    data: Dataset | None,
-    settings: ExportSettings,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Measure the bundle beside its dense float32 baseline on the same target; raise GateFailed on a broken gate."""
-    from edgevit.devices.bench import BenchPlan, profile
-    from edgevit.evaluate import compare, evaluate
-    from edgevit.measure import job
-
-    with tempfile.TemporaryDirectory(prefix="edgevit-baseline-") as where:
-        plain = replace(settings, reduce="none", precision=None, calib=None, labels=None)
-        folder = Path(where) / "dense-fp32"
-        folder.mkdir()
-        default = _precision(target, None)
-        baseline, _ = _build(folder, checkpoint, target, default, TokenSchedule.none(), data, plain, progress)
-        result: dict[str, Any] = {"baseline": f"dense {default} on {target.name}"}
-        if data is not None:
-            ours, theirs = evaluate(bundle, data, progress), evaluate(baseline, data, progress)
-            result |= {"top1": ours.top1, "images": ours.images, "drop": theirs.top1 - ours.top1}
-            result |= {"against": compare(ours, theirs)}
-        if settings.min_speedup is not None:
-            measured = profile([job(bundle, settings.out.name)], job(baseline), BenchPlan(), progress)
-            result |= {"speedup": measured.to_json()["speedup"][settings.out.name]}
-    broken = []
-    if settings.max_drop is not None and result["drop"] > settings.max_drop:
-        broken.append(f"accuracy drops {result['drop']:.2f} points, --max-drop allows {settings.max_drop:g}")
-    if settings.min_speedup is not None and result["speedup"]["ratio"] < settings.min_speedup:
-        broken.append(f"speedup is {result['speedup']['ratio']:.2f}, --min-speedup asks {settings.min_speedup:g}")
-    if broken:
-        raise GateFailed(f"{'; '.join(broken)} (against {result['baseline']}); no bundle was written")
-    report = {"schema": SCHEMA, "gate": result, "evaluations": [], "profiles": []}
-    write_json(bundle.folder / REPORT, report)
-    return result

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
-from edgevit.quant.correct import Quantized
+from edgevit.quant.apply import Calibration, decide
+from edgevit.quant.correct import Quantized, start
+from edgevit.quant.costs import node_macs
+from edgevit.quant.layers import find
+from edgevit.quant.regions import regions
+from edgevit.quant.scheme import QuantScheme
 from edgevit.quant.streams import Values
 
 if TYPE_CHECKING:
@@ -59,3 +65,36 @@ def rank(
             alone = Simulated(module, {node: layers[node] for node in nodes if node in layers})
             found[name] = damage([alone.run(image) for image in images], want)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+IMAGES = 16
+"""Calibration images that parts are ranked on."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Layers that share an input. damage: of quantizing them alone; share: of the program's multiply-accumulates."""
+
+    layers: tuple[str, ...]
+    region: str
+    damage: float
+    share: float
+
+
+def parts(calibration: Calibration, scheme: QuantScheme) -> list[Part]:
+    """All quantized layers, those first whose float costs least time for the damage that it undoes."""
+    module, _ = calibration.program()
+    groups, _ = find(module, scheme.layers)
+    decided = decide(module, groups, calibration, scheme, {})
+    # corrections fit what predecessors do to a layer's input, so alone it is judged without them
+    alone = {name: start(state.layer, state.choice, scheme) for name, state in decided.layers.items()}
+    nodes = {group.source.name: [layer.node.name for layer in group.layers] for group in groups}
+    damages = rank(module, alone, nodes, calibration.images[:IMAGES])
+    macs, labels = node_macs(module), regions(module)
+    total = max(sum(macs.values()), 1)
+    found = []
+    for group in groups:
+        share = sum(macs.get(layer.node, 0) for layer in group.layers) / total
+        names = tuple(dict.fromkeys(layer.name for layer in group.layers))
+        found.append(Part(names, labels[group.layers[0].node], damages[group.source.name], share))
+    return sorted(found, key=lambda part: (-part.damage / max(part.share, 1e-9), part.layers))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edgevit.commands.terminal import add_model_flags, note, print_json, progress
+from edgevit.errors import GateFailed
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
         trust_pickle=arguments.trust_pickle,
         force=arguments.force,
     )
-    with progress() as show:
-        exported = export(settings, show)
+    try:
+        with progress() as show:
+            exported = export(settings, show)
+    except GateFailed as error:
+        _print_trials(error.trials)
+        raise
     result = exported.to_json()
     if arguments.json:
         print_json(result)
@@ -94,6 +101,8 @@ def _print(result: dict[str, object]) -> None:
         print(f"  float     {len(kept)} operators, each with its reason in {result['bundle']}/manifest.json")
     if isinstance(result["gate"], dict):
         _print_gate(result["gate"])
+        if len(result["gate"]["trials"]) > 1:
+            _print_trials(result["gate"]["trials"])
     print(f"next: edgevit eval {result['bundle']} --data DATA    edgevit profile {result['bundle']}")
 
 
@@ -107,6 +116,25 @@ def _print_gate(gate: dict[str, object]) -> None:
     speedup = gate.get("speedup")
     if isinstance(speedup, dict):
         print(f"  speedup   {speedup['ratio']:.2f} {speedup['ci95']} against {gate['baseline']}")
+
+
+def _print_trials(trials: Sequence[Mapping[str, Any]]) -> None:
+    """What the gate built and measured, a row each, on standard error."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("kept in float", "top-1 %", "points lost", "speedup")
+    for row in trials:
+        speedup = row.get("speedup") or row.get("over_int8")
+        against = " over int8" if "over_int8" in row else ""
+        table.add_row(
+            str(row["float"]),
+            f"{row['top1']:.2f}" if "top1" in row else "",
+            f"{row['drop']:.2f}" if "drop" in row else "",
+            f"{speedup['ratio']:.2f} {speedup['ci95']}{against}" if speedup else "",
+        )
+    if trials:
+        Console(stderr=True).print(table)
 
 
 def _runs(tokens: object) -> str:
