@@ -142,7 +142,7 @@ def _give_back(
             for name in part.layers
         }
         candidate = {**keep, **more}
-        return trials.score(trials.build(candidate), f"{len(candidate)} layers: {listed(candidate, 3)}"), candidate
+        return trials.score(trials.build(candidate), listed(candidate, 3)), candidate
 
     failed, count, best = 0, 1, (row, keep)
     while best[0]["drop"] > limit:  # 1, 2, 4, ... until it holds

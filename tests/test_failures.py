@@ -197,14 +197,14 @@ def test_broken_accuracy_gate_exits_with_3_and_leaves_nothing(export, monkeypatc
     calls = []
     right = module.evaluate
 
-    def worse_first(bundle, data, progress=None):
-        """The bundle is evaluated before its baseline: turn its predictions away from the labels."""
+    def worse_second(bundle, data, progress=None):
+        """The bundle is evaluated behind its baseline: turn its predictions away from the labels."""
         found = right(bundle, data, progress)
         calls.append(bundle)
-        ranks = (9,) * found.images if len(calls) == 1 else (0,) * found.images
+        ranks = (9,) * found.images if len(calls) == 2 else (0,) * found.images
         return module.Evaluation(found.bundle, found.predicted, ranks, found.seconds)
 
-    monkeypatch.setattr(module, "evaluate", worse_first)
+    monkeypatch.setattr(module, "evaluate", worse_second)
     arguments = ("--target", "fake", "--eval", labelled(range(10)), "--max-drop", "5")
     assert "accuracy drops 100.00 points, --max-drop allows 5" in export(*arguments, code=3)
 

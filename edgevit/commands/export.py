@@ -101,8 +101,7 @@ def _print(result: dict[str, object]) -> None:
         print(f"  float     {len(kept)} operators, each with its reason in {result['bundle']}/manifest.json")
     if isinstance(result["gate"], dict):
         _print_gate(result["gate"])
-        if len(result["gate"]["trials"]) > 1:
-            _print_trials(result["gate"]["trials"])
+        _print_trials(result["gate"]["trials"])
     print(f"next: edgevit eval {result['bundle']} --data DATA    edgevit profile {result['bundle']}")
 
 
@@ -119,7 +118,7 @@ def _print_gate(gate: dict[str, object]) -> None:
 
 
 def _print_trials(trials: Sequence[Mapping[str, Any]]) -> None:
-    """What the gate built and measured, a row each, on standard error."""
+    """What the gate built and measured, a row each, on standard error; nothing where it tried one engine."""
     from rich.console import Console
     from rich.table import Table
 
@@ -133,7 +132,7 @@ def _print_trials(trials: Sequence[Mapping[str, Any]]) -> None:
             f"{row['drop']:.2f}" if "drop" in row else "",
             f"{speedup['ratio']:.2f} {speedup['ci95']}{against}" if speedup else "",
         )
-    if trials:
+    if len(trials) > 1:
         Console(stderr=True).print(table)
 
 
