@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgevit.quant.apply import Calibration
+    from edgevit.quant.scheme import QuantScheme
     from edgevit.runtimes.base import Runtime
     from edgevit.stages import Checkpoint, Graph, InputSpec, ReducedModel, VitModel
 
@@ -53,7 +54,7 @@ class ExportSettings:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision and self.precision.startswith("int8") and self.calib is None:
+        if self.precision and self.precision.startswith(("int8", "w8")) and self.calib is None:
             raise QuantError(
                 f"{self.precision} needs calibration images: pass --calib DATA (a CSV with file,label or an image "
                 "folder; 100 or more images like the ones it will see)"
@@ -151,6 +152,11 @@ class Road:
     calibration: Calibration | None
 
     @property
+    def scheme(self) -> QuantScheme | None:
+        """What becomes an integer; None in float precisions."""
+        return self.target.policy.quantizes(self.precision)
+
+    @property
     def is_reduced(self) -> bool:
         """Whether a schedule changes the model."""
         return self.reduced is not None and not self.reduced.schedule.is_none
@@ -178,11 +184,12 @@ def prepare(
     progress("reduce and trace", 0, 0)
     reduced, graph = _trace(vit, checkpoint, schedule, target, inputs, precision)
     calibration = None
-    if precision.startswith("int8"):
+    scheme = target.policy.quantizes(precision)
+    if scheme is not None:
         assert data is not None  # ExportSettings refuses int8 without --calib, and then data is that
         batches = -(-len(data) // inputs.batch)
         images = data.tensors(checkpoint.preprocess, inputs.batch)
-        calibration = calibrate(graph, target.policy.scheme, target.policy.rewrites, images, batches, progress)
+        calibration = calibrate(graph, scheme, target.policy.rewrites, images, batches, progress)
     elif not schedule.is_none:
         graph = rewritten(graph, target.policy.forms)
     return Road(checkpoint, target, precision, data, settings.labels, reduced, graph, calibration)
@@ -194,8 +201,8 @@ def finish(road: Road, folder: Path, keep: Mapping[str, str], progress: Progress
     from edgevit.quant.apply import apply
 
     target, checkpoint, graph = road.target, road.checkpoint, road.graph
-    if road.calibration:
-        graph = apply(road.calibration, target.policy.scheme, keep, progress)
+    if road.calibration and road.scheme:
+        graph = apply(road.calibration, road.scheme, keep, progress)
     refusals = target.refuses(graph)
     if refusals:
         first = refusals[0]
@@ -278,7 +285,7 @@ def _trace(
     from edgevit.reparameterize import reparameterize
 
     if vit is None:
-        if checkpoint.module is None or not precision.startswith("int8"):  # dense float is the model as it is
+        if checkpoint.module is None or not target.policy.quantizes(precision):  # dense float is the model as it is
             return None, trace_checkpoint(checkpoint, inputs)
         module, fused = reparameterize(checkpoint.module, inputs)
         return None, replace(trace(module, inputs), passes=("reparameterize",) if fused else ())

@@ -12,10 +12,11 @@ from edgevit.quiet import quiet
 from edgevit.stages import Graph
 
 OPSET = 20  # ONNX Runtime 1.31 builds an invalid QuantizeLinear from int8 activations at opset >= 21
+OPSET_16_BITS = 21  # the first that quantizes to 16 bits
 
 
 def to_onnx(graph: Graph, path: Path) -> None:
-    """Write the program as one ONNX file at `path` (opset 20, input `images`, output `logits`), statically checked."""
+    """Write the program as one ONNX file at `path` (input `images`, output `logits`), statically checked."""
     try:
         import onnx
         import onnxscript  # noqa: F401 (torch's exporter needs it; name it before torch fails)
@@ -28,7 +29,7 @@ def to_onnx(graph: Graph, path: Path) -> None:
             graph.program,
             (torch.zeros(graph.inputs.shape),),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=OPSET_16_BITS if _has_16_bits(graph) else OPSET,
             input_names=[graph.inputs.name],
             output_names=["logits"],
             verbose=False,
@@ -46,3 +47,11 @@ def to_onnx(graph: Graph, path: Path) -> None:
     del model.metadata_props[:], model.graph.metadata_props[:]
     onnx.save(model, path)
     check_onnx(path)
+
+
+def _has_16_bits(graph: Graph) -> bool:
+    """Whether some value is quantized to 16 bits."""
+    import torch
+
+    wide = (torch.uint16, torch.int16)
+    return any(isinstance(a, torch.dtype) and a in wide for node in graph.program.graph.nodes for a in node.args)

@@ -106,3 +106,9 @@ KEPT_FLOAT = {
     "topk": "token selection stays float: its order decides",
     "log": "token sizes stay float",
 }
+
+OTHERS = {
+    "w8a16": QuantScheme(activations="uint16", ranges=("minmax",)),  # 65,536 levels need no clipping
+    "w8": QuantScheme(activations=None),
+}
+"""Schemes beside int8 that a target may offer by these names of a precision."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgevit.quant.scheme import QuantScheme
+from edgevit.quant.scheme import OTHERS, QuantScheme
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,7 @@ class Policy:
     """What a target wants from the common road, as data.
 
     precisions: what `--precision` may be; the first is the default. int8: what `--int8` means here.
+    others: further quantized precisions, each a scheme of `edgevit.quant.scheme.OTHERS`.
     rewrites: exact float passes (edgevit.export.rewrite.PASSES) before quantization.
     forms: exact float passes on a reduced program that is not quantized. A dense float program stays as traced: it is
         the baseline.
@@ -34,9 +35,16 @@ class Policy:
     scheme: QuantScheme
     rewrites: tuple[str, ...]
     lowering: Lowering
+    others: tuple[str, ...] = ()
     forms: tuple[str, ...] = ()
     explicit: bool = False
     tolerance: dict[str, float | None]
+
+    def quantizes(self, precision: str) -> QuantScheme | None:
+        """The scheme of a precision; None where nothing becomes an integer."""
+        if precision in self.others:
+            return OTHERS[precision]
+        return self.scheme if precision.startswith("int8") else None
 
 
 class Session(Protocol):

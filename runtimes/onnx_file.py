@@ -20,13 +20,19 @@ class OnnxFile:
     extra = "onnx"
     runner = "ort"
     policy = Policy(
-        precisions=("fp32", "int8"),
+        precisions=("fp32", "int8", "w8a16", "w8"),
+        others=("w8a16", "w8"),
         int8="int8",
         # Symmetric int8 with zero points 0 is what every ONNX reader takes, TensorRT included.
         scheme=QuantScheme(activations="int8"),
         rewrites=("fold_batch_norm", "fold_layer_scale", "fold_attention_scale"),
         lowering="gather",
-        tolerance={"fp32": 1e-4, "int8": None},  # fp32: same operators, other summation order
+        tolerance={
+            "fp32": 1e-4,
+            "int8": None,
+            "w8a16": None,
+            "w8": None,
+        },  # fp32: same operators, other summation order
     )
 
     def version(self) -> str:

@@ -27,7 +27,8 @@ class Ort:
     extra = "ort"
     runner = "ort"
     policy = Policy(
-        precisions=("fp32", "int8"),
+        precisions=("fp32", "int8", "w8a16", "w8"),
+        others=("w8a16", "w8"),
         int8="int8",
         # the x86 kernels are u8 x s8; QGemm wants its bias in int32
         scheme=QuantScheme(activations="uint8", integer_bias=True),
@@ -44,7 +45,12 @@ class Ort:
         lowering="gather",
         forms=("split_qkv", "attention_by_head", "drop_batch_axis"),
         explicit=True,
-        tolerance={"fp32": 1e-4, "int8": None},  # fp32: same operators, other summation order
+        tolerance={
+            "fp32": 1e-4,
+            "int8": None,
+            "w8a16": None,
+            "w8": None,
+        },  # fp32: same operators, other summation order
     )
 
     def version(self) -> str:
@@ -63,7 +69,7 @@ class Ort:
         """Write `model.onnx`, and the session options it needs."""
         version = self.version()
         to_onnx(graph, folder / "model.onnx")
-        options = {"session_config": INT8_CONFIG if precision == "int8" else {}}
+        options = {"session_config": {} if precision == "fp32" else INT8_CONFIG}
         files = ("model.onnx",)
         return Engine(folder, self.name, version, precision, files[0], files, graph.inputs, options)
 

@@ -193,3 +193,18 @@ def test_the_same_model_and_images_give_the_same_bytes(graph, tmp_path, target, 
         files.append({file: (folder / file).read_bytes() for file in built.files})
     assert files[0].keys() == files[1].keys()
     assert [name for name in files[0] if files[0][name] != files[1][name]] == []
+
+
+@pytest.mark.parametrize(("precision", "least"), [("w8", 35), ("w8a16", 35)])
+def test_the_other_schemes_are_what_their_program_computes(graph, eager, images, precision, least, tmp_path):
+    """8 bits of weight give about 40 dB a layer, and these images clip nothing; the engine adds nothing of its own."""
+    policy = runtime("ort").policy
+    quantized = quantize(graph(), policy.quantizes(precision), policy.rewrites, images, len(images))
+    session = runtime("ort").open(runtime("ort").build(quantized, tmp_path, precision))
+    program, model = quantized.program.module(), eager()
+    with torch.no_grad():
+        want = np.concatenate([model(torch.from_numpy(i)).numpy() for i in images])
+        fake = np.concatenate([program(torch.from_numpy(i)).numpy() for i in images])
+    got = np.concatenate([session.run(i) for i in images])
+    assert 10 * np.log10((want**2).sum() / ((got - want) ** 2).sum()) > least
+    assert np.abs(got - fake).max() < 1e-3 * np.abs(fake).max()  # a 16-bit value may round the other way

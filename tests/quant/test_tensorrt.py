@@ -1,0 +1,64 @@
+"""TensorRT takes what target `onnx` writes in int8: built ahead of time for compute capability 8.6, without a GPU."""
+
+import pytest
+import torch
+
+from edgevit.export.to_onnx import to_onnx
+from edgevit.export.trace import trace
+from edgevit.quant.apply import quantize
+from edgevit.reparameterize import reparameterize
+from edgevit.runtimes import runtime
+from edgevit.stages import InputSpec
+from tests.quant.conftest import INPUTS
+from tests.quant.hybrids import HYBRIDS, build, draw
+
+pytest.importorskip("timm")
+rtx = pytest.importorskip("tensorrt_rtx")
+
+POLICY = runtime("onnx").policy
+QUICK = ("edgenext",)
+
+
+def engine_size(path):
+    """Bytes of the engine, or the parser's first complaint."""
+    logger = rtx.Logger(rtx.Logger.ERROR)
+    builder = rtx.Builder(logger)
+    network = builder.create_network(0)
+    parser = rtx.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(path)), parser.get_error(0).desc()
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(rtx.ComputeCapability.SM86, 0)
+    plan = builder.build_serialized_network(network, config)
+    assert plan is not None
+    return plan.nbytes
+
+
+def check_symmetric(graph):
+    """TensorRT's rule: every zero point is 0, activations have one scale."""
+    quantizers = [n for n in graph.program.graph.nodes if "quantize_per_tensor" in str(n.target)]
+    assert quantizers
+    assert all(n.args[2] == 0 and n.args[5] == torch.int8 for n in quantizers)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in HYBRIDS]
+)  # fmt: skip
+def test_a_hybrid_builds(name, tmp_path):
+    size = HYBRIDS[name].size
+    spec = InputSpec(1, size, size)
+    graph = trace(reparameterize(build(name), spec)[0], spec)
+    calibration = [image[None].numpy() for image in draw(name, 4)]
+    quantized = quantize(graph, POLICY.scheme, POLICY.rewrites, calibration, len(calibration))
+    check_symmetric(quantized)
+    to_onnx(quantized, tmp_path / "model.onnx")
+    assert engine_size(tmp_path / "model.onnx") > 0
+
+
+@pytest.mark.parametrize("schedule", ["none", "tome:r=3", "evit:keep=0.5@1,2"])
+def test_a_plain_vit_builds_reduced_or_not(traced, images, schedule, tmp_path):
+    quantized = quantize(traced(schedule), POLICY.scheme, POLICY.rewrites, images, len(images))
+    assert quantized.inputs == INPUTS
+    check_symmetric(quantized)
+    to_onnx(quantized, tmp_path / "model.onnx")
+    assert engine_size(tmp_path / "model.onnx") > 0
