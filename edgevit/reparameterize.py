@@ -10,6 +10,7 @@ import copy
 import inspect
 from typing import TYPE_CHECKING
 
+from edgevit.distance import relative_error
 from edgevit.errors import GraphError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def reparameterize(model: nn.Module, inputs: InputSpec) -> tuple[nn.Module, int]
         if not changed:
             return model, 0
         images = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        error = _difference(_run(model, images), _run(fused.eval(), images))
+        error = relative_error(_run(fused.eval(), images), _run(model, images))
     if not error <= TOLERANCE:
         raise GraphError(
             f"{type(model).__name__}: {changed} modules fused their branches by their own methods, and the outputs "
@@ -103,8 +104,3 @@ def _run(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     if not isinstance(output, torch.Tensor):
         raise GraphError(f"the model returns a {type(output).__name__}; it must return one tensor, [batch, ...]")
     return output
-
-
-def _difference(before: torch.Tensor, after: torch.Tensor) -> float:
-    """The largest difference, relative to the largest output."""
-    return float((after - before).abs().max() / before.abs().max().clamp_min(1e-12))

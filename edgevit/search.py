@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from edgevit.distance import divergence
 from edgevit.errors import ScheduleError
 from edgevit.reduce import Cost, dense_cost, reduce
 from edgevit.tokens import method
@@ -129,18 +130,6 @@ class _Judge:
                 if few and images >= FIRST_IMAGES:
                     break
         return Trial(schedule, loss / images, 100 * same / images, images)
-
-
-def divergence(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
-    """How far outputs are from the dense ones, per image `[B]`.
-
-    Class scores `[B, classes]`: Kullback-Leibler divergence of the softmax. Tokens or maps: squared error over square.
-    """
-    if want.ndim == 2:
-        p, log_q, log_p = want.softmax(-1), got.log_softmax(-1), want.log_softmax(-1)
-        return (p * (log_p - log_q)).sum(-1)
-    error, scale = (got - want).flatten(1).square().sum(1), want.flatten(1).square().sum(1)
-    return error / scale.clamp_min(1e-12)
 
 
 class _Space:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from edgevit.distance import relative_error
 from edgevit.errors import GraphError
 from edgevit.names import named
 from edgevit.stages import Graph, InputSpec
@@ -72,7 +74,7 @@ def sweep(module: GraphModule) -> None:
 
 def _prove(name: str, before: torch.Tensor, module: GraphModule, images: torch.Tensor) -> None:
     after = module(images)
-    error = _difference(after, before)
+    error = relative_error(after, before)
     if error <= TOLERANCE:
         return
     limit = max(TOLERANCE, NOISE * _lost(module, images, after))
@@ -85,14 +87,9 @@ def _prove(name: str, before: torch.Tensor, module: GraphModule, images: torch.T
 def _lost(module: GraphModule, images: torch.Tensor, outputs: torch.Tensor) -> float:
     """What float32 loses on this program; 0 where it cannot run in float64, because it names its types."""
     try:
-        return _difference(outputs, copy.deepcopy(module).double()(images.double()))
+        return relative_error(outputs, copy.deepcopy(module).double()(images.double()))
     except RuntimeError:
         return 0.0
-
-
-def _difference(outputs: torch.Tensor, reference: torch.Tensor) -> float:
-    """The largest difference, relative to the largest output."""
-    return float((outputs - reference).abs().max() / reference.abs().max().clamp_min(1e-12))
 
 
 def attribute(module: GraphModule, node: Any) -> torch.Tensor | None:
@@ -108,9 +105,7 @@ def attribute(module: GraphModule, node: Any) -> torch.Tensor | None:
         return torch.cat(known, *node.args[1:]) if len(known) == len(parts) else None
     if getattr(node, "op", None) != "get_attr":
         return None
-    value: Any = module
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
+    value = attrgetter(str(node.target))(module)
     return value.detach() if hasattr(value, "detach") else None
 
 

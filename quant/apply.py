@@ -19,6 +19,7 @@ from edgevit.export.trace import export_program
 from edgevit.quant.calibrate import Observed, observe
 from edgevit.quant.correct import Quantized, correct, start
 from edgevit.quant.equalize import Choice, Equalization, choose
+from edgevit.quant.flow import operator
 from edgevit.quant.fold import norm, producers
 from edgevit.quant.insert import insert
 from edgevit.quant.layers import CONVS, LINEAR, Group, Layer, find, layer_name
@@ -141,7 +142,7 @@ def decide(
     """Choose and correct, layer after layer in program order, on the inputs that the quantized program has there."""
     home = {layer.node: (group, layer) for group in groups for layer in group.layers if layer.name not in keep}
     choices: dict[Node, Choice | None] = {}
-    makers = producers(module, list(groups), calibration.images[0]) if scheme.equalize else {}
+    makers = producers(module, groups, calibration.images[0]) if scheme.equalize else {}
     decided = Decided({}, {}, makers)
     if scheme.conv_outputs:
         decided.ends.update(_ends(home, calibration, scheme))
@@ -189,7 +190,7 @@ def _choice(
 
 def _is_image(node: Node) -> bool:
     """The program's input, or a mere rearrangement of it."""
-    while node.op == "call_function" and _operator(node) in MOVES and len(node.all_input_nodes) == 1:
+    while node.op == "call_function" and operator(node) in MOVES and len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]
     return bool(node.op == "placeholder")
 
@@ -236,17 +237,10 @@ def _kept(module: GraphModule) -> list[Refusal]:
     for node in module.graph.nodes:
         if node.op != "call_function" or node.target is LINEAR or node.target in CONVS:
             continue
-        operator = _operator(node)
+        name = operator(node)
         value = node.meta.get("val")
         is_float = value is None or not hasattr(value, "dtype") or value.dtype.is_floating_point
-        if is_float and operator not in MOVES and "quantized_decomposed" not in str(node.target):
-            reason = KEPT_FLOAT.get(operator, OTHER_OPERATOR)
-            found.append(Refusal(f"{layer_name(node)} ({operator})", reason))
+        if is_float and name not in MOVES and "quantized_decomposed" not in str(node.target):
+            reason = KEPT_FLOAT.get(name, OTHER_OPERATOR)
+            found.append(Refusal(f"{layer_name(node)} ({name})", reason))
     return found
-
-
-def _operator(node: Node) -> str:
-    """The bare name of an operator: `aten.add_.Tensor` → `add`."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target.overloadpacket.__name__).rstrip("_")
-    return str(getattr(node.target, "__name__", node.target))

@@ -9,7 +9,7 @@ Both are fitted on some images and judged on others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -77,62 +77,58 @@ def correct(quantized: Quantized, x: Values, want: Values, scheme: QuantScheme) 
     """Apply the scheme's corrections, and return the outputs. x: quantized inputs; want: float outputs."""
     inputs = [quantized.inputs(value) for value in x]
     if scheme.compensate and quantized.layer.is_matrix:
-        _improve("compensate", [_regression(ridge) for ridge in RIDGES], quantized, inputs, want, scheme)
+        _improve("compensate", _regressions, quantized, inputs, want, scheme)
     if scheme.correct_bias:
-        _improve("bias", [_mean_error], quantized, inputs, want, scheme)
+        _improve("bias", _mean_error, quantized, inputs, want, scheme)
     return quantized.outputs(inputs)
 
 
 Proposal = tuple[torch.Tensor, torch.Tensor | None]
 """A weight (float, before rounding) and a bias."""
-Fit = Callable[[Quantized, Values, Values], Proposal]
+Fit = Callable[[Quantized, Values, Values], list[Proposal]]
 
 
-def _improve(
-    name: str, fits: Sequence[Fit], quantized: Quantized, inputs: Values, want: Values, scheme: QuantScheme
-) -> None:
+def _improve(name: str, fit: Fit, quantized: Quantized, inputs: Values, want: Values, scheme: QuantScheme) -> None:
     """Fit on every other image, judge on the rest; what wins is fitted again on all, what does not is undone."""
-    start = quantized.weight, quantized.bias
-    before = distance(quantized.outputs(inputs[1::2] or inputs), want[1::2] or want)
-    errors = []
-    for fit in fits:
-        quantized.take(fit(quantized, inputs[::2], want[::2]), scheme)
-        errors.append(distance(quantized.outputs(inputs[1::2] or inputs), want[1::2] or want))
-        quantized.take(start, scheme)
-    best = min(range(len(fits)), key=errors.__getitem__)
+    start, proposals = (quantized.weight, quantized.bias), fit(quantized, inputs[::2], want[::2])
+    judged, truth = inputs[1::2] or inputs, want[1::2] or want
+    before, errors = distance(quantized.outputs(judged), truth), []
+    for proposal in proposals:
+        quantized.take(proposal, scheme)
+        errors.append(distance(quantized.outputs(judged), truth))
+    quantized.take(start, scheme)
+    best = min(range(len(errors)), key=errors.__getitem__)
     quantized.steps[name] = before, errors[best]
     if errors[best] < MARGIN * before:
-        quantized.take(fits[best](quantized, inputs, want), scheme)
+        quantized.take(fit(quantized, inputs, want)[best], scheme)
 
 
-def _mean_error(quantized: Quantized, inputs: Values, want: Values) -> Proposal:
+def _mean_error(quantized: Quantized, inputs: Values, want: Values) -> list[Proposal]:
     error = torch.cat([quantized.layer.rows(g - w) for g, w in zip(quantized.outputs(inputs), want, strict=True)])
     shift = error.mean(0)
-    return quantized.weight, -shift if quantized.bias is None else quantized.bias - shift
+    return [(quantized.weight, -shift if quantized.bias is None else quantized.bias - shift)]
 
 
-def _regression(ridge: float) -> Fit:
-    def fit(quantized: Quantized, inputs: Values, want: Values) -> Proposal:
-        layer = quantized.layer
-        missing = [w - g for g, w in zip(quantized.outputs(inputs), want, strict=True)]
-        take = max(1, ROWS // len(inputs))
-        generator = torch.Generator().manual_seed(0)
-        a, y = [], []
-        for value, difference in zip(inputs, missing, strict=True):
-            rows, target = layer.rows(value), layer.rows(difference)
-            if len(rows) > take:
-                chosen = torch.randperm(len(rows), generator=generator)[:take]
-                rows, target = rows[chosen], target[chosen]
-            a.append(rows)
-            y.append(target)
-        inputs_, target_ = torch.cat(a), torch.cat(y)
-        ones = torch.cat([inputs_, torch.ones(len(inputs_), 1)], dim=1).double()
-        gram = ones.t() @ ones
-        weight_of = gram.diagonal()[:-1].mean().clamp_min(1e-12) * ridge
-        gram.diagonal()[:-1].add_(weight_of)
-        gram.diagonal()[-1].add_(1e-6 * len(ones))
-        step = torch.linalg.solve(gram, ones.t() @ target_.double()).float()
+def _regressions(quantized: Quantized, inputs: Values, want: Values) -> list[Proposal]:
+    """One proposal for each of RIDGES, all on one sample of at most ROWS rows."""
+    layer, take = quantized.layer, max(1, ROWS // len(inputs))
+    generator = torch.Generator().manual_seed(0)
+    a, y = [], []
+    for value, got, wanted in zip(inputs, quantized.outputs(inputs), want, strict=True):
+        rows, missing = layer.rows(value), layer.rows(wanted - got)
+        if len(rows) > take:
+            chosen = torch.randperm(len(rows), generator=generator)[:take]
+            rows, missing = rows[chosen], missing[chosen]
+        a.append(rows)
+        y.append(missing)
+    ones = torch.cat([torch.cat(a), torch.ones(sum(map(len, a)), 1)], dim=1).double()
+    gram, goal = ones.t() @ ones, ones.t() @ torch.cat(y).double()
+    found: list[Proposal] = []
+    for ridge in RIDGES:
+        weighed = gram.clone()
+        weighed.diagonal()[:-1].add_(gram.diagonal()[:-1].mean().clamp_min(1e-12) * ridge)
+        weighed.diagonal()[-1].add_(1e-6 * len(ones))
+        step = torch.linalg.solve(weighed, goal).float()
         moved = quantized.weight + step[:-1].t().reshape(quantized.weight.shape)
-        return moved, step[-1] if quantized.bias is None else quantized.bias + step[-1]
-
-    return fit
+        found.append((moved, step[-1] if quantized.bias is None else quantized.bias + step[-1]))
+    return found

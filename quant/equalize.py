@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from edgevit.quant.calibrate import Observed
+from edgevit.quant.flow import operator
 from edgevit.quant.layers import Group, Layer
 from edgevit.quant.ranges import LEAST, affine, candidates, dequantize_weight, fake_quantize, quantize_weight
 from edgevit.quant.scheme import Affine, QuantScheme
@@ -154,7 +155,7 @@ def _ends(seen: Observed, equalization: Equalization) -> tuple[float, float]:
 
 def _pinned(q: Affine, group: Group, scheme: QuantScheme) -> Affine:
     """With the lower end that the function in front guarantees, where there is one: SiLU, GELU, ReLU, ..."""
-    name = str(group.source.target).split(".")[1].rstrip("_") if "." in str(group.source.target) else ""
+    name = operator(group.source)
     if scheme.symmetric or name not in LEAST:
         return q
     return affine(LEAST[name], (q.high - q.zero_point) * q.scale, scheme)

@@ -123,9 +123,9 @@ def _walk(start: Iterable[Node], step: Callable[[Node], list[Node]], stop: Calla
 
 def operator(node: Node) -> str:
     """The bare name of an operator: `aten.add_.Tensor` → `add`."""
-    target = node.target
-    name = target.overloadpacket.__name__ if isinstance(target, torch._ops.OpOverload) else target.__name__
-    return str(name).rstrip("_")
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.overloadpacket.__name__).rstrip("_")
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def is_layer(node: Node) -> bool:

@@ -8,6 +8,7 @@ but tried: scale the channels, run what lies between, compare.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,30 +33,18 @@ def norm(group: Group) -> bool:
     return group.source.target is NORM and set(group.source.users) == {layer.node for layer in group.layers}
 
 
-def producers(module: GraphModule, groups: list[Group], image: torch.Tensor) -> dict[Node, Node]:
+def producers(module: GraphModule, groups: Sequence[Group], image: torch.Tensor) -> dict[Node, Node]:
     """Source of a group → the layer whose rows can take a rescale of it."""
-    run = _Kept(module)
+    run = fx.Interpreter(module, garbage_collect_values=False)
     with torch.no_grad():
         run.run(image)
         found = {}
         for group in groups:
             if not group.is_mixed and not norm(group):
-                maker = next((node for node in _makers(group) if _scales(node, group, run.values)), None)
+                maker = next((node for node in _makers(group) if _scales(node, group, run.env)), None)
                 if maker is not None:
                     found[group.source] = maker
     return found
-
-
-class _Kept(fx.Interpreter):
-    """Remembers what every node returned."""
-
-    def __init__(self, module: GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
-
-    @property
-    def values(self) -> dict[Node, Any]:
-        """Of all nodes."""
-        return self.env
 
 
 def _makers(group: Group) -> list[Node]:

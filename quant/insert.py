@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 import torch.ao.quantization.fx._decomposed
 
+from edgevit.export.output_channels import scale_channels
 from edgevit.export.rewrite import Node, attribute, call, constant
 from edgevit.quant.correct import Quantized
 from edgevit.quant.equalize import Equalization
 from edgevit.quant.fold import norm
-from edgevit.quant.layers import Group
+from edgevit.quant.layers import Group, Layer
 from edgevit.quant.ranges import TINY
 from edgevit.quant.scheme import Affine, QuantScheme
 
@@ -37,36 +38,30 @@ def insert(
     quantized: layers by node name; ends: outputs of convolutions by node name; makers: `fold.producers`.
     """
     shrunk: dict[str, torch.Tensor] = {}  # output channels of a producer that are divided
-    ready: dict[Node, Node] = {}
+    work: list[tuple[list[Layer], Node]] = []
     for group in groups:
         active = [layer for layer in group.layers if layer.node.name in quantized]
-        choice = quantized[active[0].node.name].choice if active else None
-        if choice is None:
+        if not active:
             continue
-        value = group.source
-        if choice.equalization.moves:
+        choice, value = quantized[active[0].node.name].choice, group.source
+        if choice is not None and choice.equalization.moves:
             maker = makers.get(group.source)
             whole = len(active) == len(group.layers)
             if whole and maker is not None and choice.equalization.scale is not None:
                 shrunk[maker.name] = choice.equalization.scale
             else:
                 value = _divided(module, group, choice.equalization, whole)
-        ready[active[0].node] = value
-    for group in groups:
-        active = [layer for layer in group.layers if layer.node.name in quantized]
-        if not active:
-            continue
-        first = quantized[active[0].node.name]
-        x = ready.get(active[0].node)
-        if x is not None and first.choice is not None:
-            x = _qdq(module, active[0].node, x, first.choice.quantizer, scheme)
+        work.append((active, value))
+    for active, value in work:
+        choice = quantized[active[0].node.name].choice
+        x = value if choice is None else _qdq(module, active[0].node, value, choice.quantizer, scheme)
         for layer in active:
             state = quantized[layer.node.name]
             if layer.node.name in shrunk:
                 state = _shrink(state, shrunk.pop(layer.node.name))
-            _write(module, layer.node, state, x or layer.node.args[0], scheme)
+            _write(module, layer.node, state, x, scheme)
     for name, scale in shrunk.items():
-        _shrink_float(module, next(n for n in module.graph.nodes if n.name == name), scale)
+        scale_channels(module, next(n for n in module.graph.nodes if n.name == name), 1 / scale.double())
     for node in list(module.graph.nodes):
         if node.name in ends:
             users = list(node.users)
@@ -102,17 +97,6 @@ def _shrink(state: Quantized, scale: torch.Tensor) -> Quantized:
     """The same integers; only their scale and the bias know that the outputs are divided."""
     bias = None if state.bias is None else state.bias / scale
     return replace(state, scale=state.scale / scale, bias=bias)
-
-
-def _shrink_float(module: GraphModule, node: Node, scale: torch.Tensor) -> None:
-    weight = attribute(module, node.args[1])
-    bias = attribute(module, node.args[2]) if len(node.args) > 2 else None
-    assert weight is not None
-    arguments = list(node.args)
-    arguments[1] = constant(module, node, "divided", weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
-    if bias is not None:
-        arguments[2] = constant(module, node, "divided_bias", bias / scale)
-    node.args = tuple(arguments)
 
 
 def _qdq(module: GraphModule, before: Node, value: Node, q: Affine, scheme: QuantScheme) -> Node:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from edgevit.distance import divergence
 from edgevit.quant.apply import Calibration, decide
 from edgevit.quant.correct import Quantized, start
 from edgevit.quant.costs import node_macs
@@ -37,18 +38,8 @@ class Simulated(fx.Interpreter):
 
 
 def damage(got: Values, want: Values) -> float:
-    """How far outputs are from the float ones, mean over images.
-
-    Class scores `[B, classes]`: Kullback-Leibler divergence of the softmax; anything else: squared error over square.
-    """
-    total = 0.0
-    for g, w in zip(got, want, strict=True):
-        if w.ndim == 2 and w.shape[1] > 1:
-            p = w.log_softmax(-1)
-            total += float((p.exp() * (p - g.log_softmax(-1))).sum(-1).mean())
-        else:
-            total += float((g - w).square().sum() / w.square().sum().clamp_min(1e-30))
-    return total / len(want)
+    """How far outputs are from the float ones, mean over batches."""
+    return sum(float(divergence(g, w).mean()) for g, w in zip(got, want, strict=True)) / len(want)
 
 
 def rank(

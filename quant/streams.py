@@ -6,6 +6,7 @@ Corrections need both: a layer's input as its quantized predecessors leave it, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,7 +43,7 @@ def walk(module: GraphModule, images: Sequence[torch.Tensor], visit: Visit, want
             if node.op == "placeholder":
                 float_env[node] = quant_env[node] = list(images)
             elif node.op == "get_attr":
-                float_env[node] = quant_env[node] = _constant(module, str(node.target))
+                float_env[node] = quant_env[node] = attrgetter(str(node.target))(module)
             elif node.op == "call_function":
                 float_env[node] = run(node, float_env)
                 if node in wanted:
@@ -61,13 +62,6 @@ def walk(module: GraphModule, images: Sequence[torch.Tensor], visit: Visit, want
 def _run(node: Node, env: dict[Node, Any], index: int) -> Any:
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: env[n][index] if isinstance(env[n], list) else env[n])
     return node.target(*args, **kwargs)
-
-
-def _constant(module: GraphModule, path: str) -> Any:
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def power(values: Values) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgevit.adapters.refused import refused
+from edgevit.distance import relative_error
 from edgevit.errors import UnsupportedModel
 from edgevit.names import named
 
@@ -70,9 +71,9 @@ def prove_identity(vit: VitModel) -> None:
     images = torch.rand(1, 3, *vit.image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         expected, got = vit.module(images), dense_parts(vit)(images)
-    error = (got - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
+    error = relative_error(got, expected)
     if not error <= IDENTITY_TOLERANCE:
         raise UnsupportedModel(
-            f"{type(vit.module).__name__}: the adapter's parts differ from the model by {float(error):.1e} (limit "
+            f"{type(vit.module).__name__}: the adapter's parts differ from the model by {error:.1e} (limit "
             f"{IDENTITY_TOLERANCE:g}); this version of its library does something the adapter does not run"
         )
