@@ -13,6 +13,7 @@ from edgevit.data import Dataset, read_dataset
 from edgevit.errors import EdgeVitError, GraphError, QuantError, RuntimeRefusal, ScheduleError
 from edgevit.load import load
 from edgevit.manifest import copy_labels, make_manifest
+from edgevit.quant.scheme import OTHERS
 from edgevit.runtimes import runtime
 from edgevit.tokens.schedule import TokenSchedule, parse_schedule
 
@@ -54,7 +55,7 @@ class ExportSettings:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision and self.precision.startswith(("int8", "w8")) and self.calib is None:
+        if self.precision and (self.precision.startswith("int8") or self.precision in OTHERS) and self.calib is None:
             raise QuantError(
                 f"{self.precision} needs calibration images: pass --calib DATA (a CSV with file,label or an image "
                 "folder; 100 or more images like the ones it will see)"

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from edgevit.errors import GraphError, missing_extra
 from edgevit.export.gate import check_onnx
+from edgevit.export.pack_int4 import pack_int4
 from edgevit.quiet import quiet
 from edgevit.stages import Graph
 
 OPSET = 20  # ONNX Runtime 1.31 builds an invalid QuantizeLinear from int8 activations at opset >= 21
-OPSET_16_BITS = 21  # the first that quantizes to 16 bits
+OPSET_NEW_TYPES = 21  # the first with 16 bits, 4 bits and groups
 
 
 def to_onnx(graph: Graph, path: Path) -> None:
@@ -24,18 +25,22 @@ def to_onnx(graph: Graph, path: Path) -> None:
         raise missing_extra("onnx", error) from error
     import torch
 
+    from edgevit.export.onnx_operators import TRANSLATIONS
+
     with quiet("onnxscript", "onnx_ir", "torch.onnx"), contextlib.redirect_stdout(io.StringIO()):
         written = torch.onnx.export(
             graph.program,
             (torch.zeros(graph.inputs.shape),),
             dynamo=True,
-            opset_version=OPSET_16_BITS if _has_16_bits(graph) else OPSET,
+            opset_version=OPSET_NEW_TYPES if _has_new_types(graph) else OPSET,
+            custom_translation_table=TRANSLATIONS,
             input_names=[graph.inputs.name],
             output_names=["logits"],
             verbose=False,
         )
     assert written is not None
     model = written.model_proto
+    pack_int4(model)
     if model.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF:
         raise GraphError(f"{path.name} would be larger than 2 GiB, which one ONNX file cannot hold")
     model.doc_string = ""
@@ -49,9 +54,11 @@ def to_onnx(graph: Graph, path: Path) -> None:
     check_onnx(path)
 
 
-def _has_16_bits(graph: Graph) -> bool:
-    """Whether some value is quantized to 16 bits."""
+def _has_new_types(graph: Graph) -> bool:
+    """Whether some value is quantized to 16 bits, or a weight in groups."""
     import torch
 
     wide = (torch.uint16, torch.int16)
-    return any(isinstance(a, torch.dtype) and a in wide for node in graph.program.graph.nodes for a in node.args)
+    nodes = list(graph.program.graph.nodes)
+    is_wide = any(isinstance(a, torch.dtype) and a in wide for node in nodes for a in node.args)
+    return is_wide or any("per_channel_group" in str(node.target) for node in nodes)

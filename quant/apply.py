@@ -26,6 +26,7 @@ from edgevit.quant.layers import CONVS, LINEAR, Group, Layer, find, layer_name
 from edgevit.quant.ranges import fake_quantize, search
 from edgevit.quant.scheme import KEPT_FLOAT, MOVES, OTHER_OPERATOR, Affine, QuantScheme
 from edgevit.quant.streams import Values, walk
+from edgevit.quant.weights import ungrouped
 from edgevit.stages import Graph, QuantizedGraph, Refusal
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 IMAGES = 32
 """Calibration batches that stay in memory for the corrections."""
+QDQ = ("quantized_decomposed", "edgevit")  # libraries whose operators quantize or dequantize
 MAPS = 4
 """Of these, how many a convolution's range is chosen on."""
 Progress = Callable[[str, int, int], None]
@@ -112,6 +114,11 @@ def apply(
     groups, refused = find(module, scheme.layers)
     decided = decide(module, groups, calibration, scheme, keep or {}, progress)
     refused += [Refusal(name, reason) for name, reason in (keep or {}).items()]
+    refused += [
+        Refusal(state.layer.name, reason)
+        for state in decided.layers.values()
+        if (reason := ungrouped(state.weight, scheme)) is not None
+    ]
     insert(module, groups, decided.layers, decided.ends, decided.makers, scheme)
     sweep(module)
     kept = (*refused, *_kept(module))
@@ -240,7 +247,7 @@ def _kept(module: GraphModule) -> list[Refusal]:
         name = operator(node)
         value = node.meta.get("val")
         is_float = value is None or not hasattr(value, "dtype") or value.dtype.is_floating_point
-        if is_float and name not in MOVES and "quantized_decomposed" not in str(node.target):
+        if is_float and name not in MOVES and node.target.namespace not in QDQ:
             reason = KEPT_FLOAT.get(name, OTHER_OPERATOR)
             found.append(Refusal(f"{layer_name(node)} ({name})", reason))
     return found

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 import torch
 
 from edgevit.quant.equalize import Choice
+from edgevit.quant.gptq import gptq
 from edgevit.quant.layers import Layer
-from edgevit.quant.ranges import dequantize_weight, fake_quantize, quantize_weight
+from edgevit.quant.ranges import dequantize_weight, fake_quantize
 from edgevit.quant.scheme import QuantScheme
 from edgevit.quant.streams import Values, distance
+from edgevit.quant.weights import round_weight
 
 ROWS = 4096  # rows that a regression is fitted on
 RIDGES = (1e-3, 1e-2, 1e-1)
@@ -63,14 +65,14 @@ class Quantized:
         weight, self.bias = proposal
         if weight is not self.weight:
             self.weight = weight
-            self.integers, self.scale = quantize_weight(weight, scheme.weight_bits)
+            self.integers, self.scale = round_weight(weight, scheme)
 
 
 def start(layer: Layer, choice: Choice | None, scheme: QuantScheme) -> Quantized:
     """Rounded to nearest, not corrected."""
     weight = layer.weight if choice is None else choice.equalization.weight(layer)
     bias = layer.bias if choice is None else choice.equalization.bias(layer)
-    return Quantized(layer, choice, weight, *quantize_weight(weight, scheme.weight_bits), bias)
+    return Quantized(layer, choice, weight, *round_weight(weight, scheme), bias)
 
 
 def correct(quantized: Quantized, x: Values, want: Values, scheme: QuantScheme) -> Values:
@@ -78,6 +80,8 @@ def correct(quantized: Quantized, x: Values, want: Values, scheme: QuantScheme) 
     inputs = [quantized.inputs(value) for value in x]
     if scheme.compensate and quantized.layer.is_matrix:
         _improve("compensate", _regressions, quantized, inputs, want, scheme)
+    if scheme.gptq and quantized.scale.ndim == 2:
+        _round_by_errors(quantized, inputs, want, scheme)
     if scheme.correct_bias:
         _improve("bias", _mean_error, quantized, inputs, want, scheme)
     return quantized.outputs(inputs)
@@ -101,6 +105,22 @@ def _improve(name: str, fit: Fit, quantized: Quantized, inputs: Values, want: Va
     quantized.steps[name] = before, errors[best]
     if errors[best] < MARGIN * before:
         quantized.take(fit(quantized, inputs, want)[best], scheme)
+
+
+def _round_by_errors(quantized: Quantized, inputs: Values, want: Values, scheme: QuantScheme) -> None:
+    """GPTQ, fitted and judged as `_improve` does; what it replaces is rounding to nearest."""
+
+    def rounded(values: Values) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.cat([quantized.layer.rows(value) for value in values])
+        return gptq(quantized.weight, rows, scheme.weight_bits, scheme.group)
+
+    nearest = quantized.integers, quantized.scale
+    judged, truth = inputs[1::2] or inputs, want[1::2] or want
+    before = distance(quantized.outputs(judged), truth)
+    quantized.integers, quantized.scale = rounded(inputs[::2])
+    after = distance(quantized.outputs(judged), truth)
+    quantized.steps["gptq"] = before, after
+    quantized.integers, quantized.scale = rounded(inputs) if after < MARGIN * before else nearest
 
 
 def _mean_error(quantized: Quantized, inputs: Values, want: Values) -> list[Proposal]:

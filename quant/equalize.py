@@ -18,8 +18,9 @@ import torch
 from edgevit.quant.calibrate import Observed
 from edgevit.quant.flow import operator
 from edgevit.quant.layers import Group, Layer
-from edgevit.quant.ranges import LEAST, affine, candidates, dequantize_weight, fake_quantize, quantize_weight
+from edgevit.quant.ranges import LEAST, affine, candidates, dequantize_weight, fake_quantize
 from edgevit.quant.scheme import Affine, QuantScheme
+from edgevit.quant.weights import round_weight
 
 ALPHAS = (0.3, 0.5, 0.65, 0.8, 0.95, 1.1)
 CLIP = (1e-4, 1e4)
@@ -92,7 +93,7 @@ def choose(
         rounded = fake_quantize(equalization.apply(x, group.layers[0]), quantizer)
         total = 0.0
         for layer, y in zip(group.layers, exact, strict=True):
-            weight = dequantize_weight(*quantize_weight(equalization.weight(layer), scheme.weight_bits))
+            weight = dequantize_weight(*round_weight(equalization.weight(layer), scheme))
             difference = layer(rounded, weight, None) - y
             if scheme.correct_bias or equalization.centre is not None:
                 axes = [a for a in range(difference.ndim) if a != (1 if layer.is_conv else difference.ndim - 1)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.ao.quantization.fx._decomposed
 
+from edgevit.export import float8
 from edgevit.export.output_channels import scale_channels
 from edgevit.export.rewrite import Node, attribute, call, constant
 from edgevit.quant.correct import Quantized
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 QDQ = torch.ops.quantized_decomposed
+FLOAT = torch.float32
 STORED = {"uint8": torch.uint8, "int8": torch.int8, "uint16": torch.uint16, "int16": torch.int16}
 
 
@@ -96,20 +98,24 @@ def _divided(module: GraphModule, group: Group, equalization: Equalization, whol
 def _shrink(state: Quantized, scale: torch.Tensor) -> Quantized:
     """The same integers; only their scale and the bias know that the outputs are divided."""
     bias = None if state.bias is None else state.bias / scale
-    return replace(state, scale=state.scale / scale, bias=bias)
+    return replace(state, scale=state.scale / scale.reshape(-1, *[1] * (state.scale.ndim - 1)), bias=bias)
 
 
 def _qdq(module: GraphModule, before: Node, value: Node, q: Affine, scheme: QuantScheme) -> Node:
     """Value → quantize_per_tensor → dequantize_per_tensor."""
     assert scheme.activations is not None
+    if q.float8:
+        scale = constant(module, before, "scale", torch.tensor(q.scale))
+        rounded = call(module, before, float8.QUANTIZE, value, scale)
+        return call(module, before, float8.DEQUANTIZE, rounded, scale)
     arguments = (q.scale, q.zero_point, q.low, q.high, STORED[scheme.activations])
     quantized = call(module, before, QDQ.quantize_per_tensor.default, value, *arguments)
     return call(module, before, QDQ.dequantize_per_tensor.default, quantized, *arguments)
 
 
 def _write(module: GraphModule, node: Node, state: Quantized, x: Node, scheme: QuantScheme) -> None:
-    """The layer on integers: an int8 constant → dequantize_per_channel along the output axis."""
-    weight = _channels(module, node, "weight", state.integers, state.scale, torch.int8)
+    """The layer on a constant weight as it is stored → dequantized, and a bias."""
+    weight = _weight(module, node, state)
     bias = None
     if state.bias is not None and scheme.integer_bias and state.choice is not None:
         step = (state.scale * state.choice.quantizer.scale).clamp_min(TINY * TINY)
@@ -119,6 +125,18 @@ def _write(module: GraphModule, node: Node, state: Quantized, x: Node, scheme: Q
         bias = constant(module, node, "bias", state.bias)
     rest = node.args[3:]
     node.args = (x, weight, bias, *rest)
+
+
+def _weight(module: GraphModule, node: Node, state: Quantized) -> Node:
+    """8-bit floats, integers in groups of inputs, or integers with one scale for each output channel."""
+    values, scale = state.integers, state.scale
+    if scale.ndim == 1 and values.dtype is torch.int8:
+        return _channels(module, node, "weight", values, scale, torch.int8)
+    nodes = constant(module, node, "weight_values", values), constant(module, node, "weight_scale", scale)
+    if values.dtype is float8.FLOAT8:
+        return call(module, node, float8.DEQUANTIZE, *nodes)
+    group = values.shape[1] // scale.shape[1]
+    return call(module, node, QDQ.dequantize_per_channel_group.default, *nodes, None, -8, 7, torch.int8, group, FLOAT)
 
 
 def _channels(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from edgevit.export.float8 import dequantize_float8, quantize_float8
 from edgevit.quant.scheme import Affine, QuantScheme
 
 SAMPLE = 32767  # values the search looks at; from 32768 on torch uses threads, whose hand-over costs more than the work
@@ -23,6 +24,9 @@ LEAST = {"silu": -0.27846455, "gelu": -0.16997121, "hardswish": -0.375, "relu": 
 
 def fake_quantize(x: torch.Tensor, q: Affine) -> torch.Tensor:
     """Quantize and dequantize, round half to even, as every backend does."""
+    if q.float8:
+        scale = torch.tensor(q.scale)
+        return dequantize_float8(quantize_float8(x, scale), scale)
     return (torch.clamp(torch.round(x / q.scale) + q.zero_point, q.low, q.high) - q.zero_point) * q.scale
 
 
@@ -37,7 +41,8 @@ def affine(low: float, high: float, scheme: QuantScheme) -> Affine:
     low, high = min(low, 0.0), max(high, 0.0)
     smallest, largest = scheme.range
     if scheme.symmetric:
-        return Affine(max(max(-low, high) / largest, TINY), 0, smallest, largest)
+        is_float8 = scheme.activations == "float8_e4m3fn"
+        return Affine(max(max(-low, high) / largest, TINY), 0, smallest, largest, is_float8)
     scale = max((high - low) / largest, TINY)
     return Affine(scale, round(-low / scale), smallest, largest)
 
@@ -152,5 +157,7 @@ def quantize_weight(weight: torch.Tensor, bits: int = 8) -> tuple[torch.Tensor, 
 
 
 def dequantize_weight(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The float weight an engine computes with."""
+    """The float weight an engine computes with. scale: `[out]`, or `[out, groups of inputs]`."""
+    if scale.ndim == 2:
+        return (values.float().reshape(*scale.shape, -1) * scale[..., None]).reshape(values.shape)
     return values.float() * scale.reshape(-1, *[1] * (values.ndim - 1))

@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Storage = Literal["uint8", "int8", "uint16", "int16"]
+Storage = Literal["uint8", "int8", "uint16", "int16", "float8_e4m3fn"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantScheme:
-    """Weights: symmetric integers, one scale per output channel. Activations: one scale per tensor, or float.
+    """Weights: symmetric, one scale per output channel. Activations: one scale per tensor, or float.
 
-    activations: "uint8", "uint16" (affine, with a zero point), "int8", "int16" (symmetric, zero point 0), or None:
-    weights alone, which engines multiply back to float.
+    activations: "uint8", "uint16" (affine, with a zero point), "int8", "int16" (symmetric, zero point 0),
+    "float8_e4m3fn" (symmetric), or None: weights alone, which engines multiply back to float.
+    weights: integers in "int8", or "float8_e4m3fn".
     weight_bits, activation_bits: fewer than 8 (or 16) are kept in the same types; no engine is faster for it, it
     shows what a narrower one would lose. None: all that the type holds.
-    group: inputs that share one weight scale, 0 for all of an output channel; Linears only.
+    group: inputs that share one weight scale, 0 for all of an output channel. Convolutions, and Linears whose inputs
+    are no multiple of it, then have 8 bits and one scale per output channel.
+    gptq: round a weight in groups input by input, each error made up for by the inputs that follow (GPTQ).
     layers: which kinds are quantized.
     integer_bias: biases in int32, at the scale of input times weight, where a runtime fuses no float bias.
     conv_outputs: quantize what a convolution returns too, where a runtime has no integer convolution with a float
@@ -30,8 +33,10 @@ class QuantScheme:
 
     activations: Storage | None = "uint8"
     activation_bits: int | None = None
+    weights: Literal["int8", "float8_e4m3fn"] = "int8"
     weight_bits: int = 8
     group: int = 0
+    gptq: bool = False
     layers: tuple[str, ...] = ("linear", "conv")
     integer_bias: bool = False
     conv_outputs: bool = False
@@ -49,23 +54,26 @@ class QuantScheme:
     @property
     def symmetric(self) -> bool:
         """Whether activations have no zero point."""
-        return self.activations in ("int8", "int16")
+        return self.activations in ("int8", "int16", "float8_e4m3fn")
 
     @property
     def range(self) -> tuple[int, int]:
-        """Smallest and largest integer of an activation."""
+        """Smallest and largest value of an activation, in steps of its scale."""
+        if self.activations == "float8_e4m3fn":
+            return -448, 448
         half = 2 ** (self.bits - 1)
         return (-half, half - 1) if self.symmetric else (0, 2 * half - 1)
 
 
 @dataclass(frozen=True)
 class Affine:
-    """One tensor's quantizer: q = clamp(round(x / scale) + zero_point)."""
+    """One tensor's quantizer: q = clamp(round(x / scale) + zero_point); float8: round to the values of E4M3."""
 
     scale: float
     zero_point: int
     low: int
     high: int
+    float8: bool = False
 
 
 # Operators that move or reshape values and compute nothing; dropout is traced in evaluation, where it does nothing.
@@ -110,5 +118,8 @@ KEPT_FLOAT = {
 OTHERS = {
     "w8a16": QuantScheme(activations="uint16", ranges=("minmax",)),  # 65,536 levels need no clipping
     "w8": QuantScheme(activations=None),
+    # Convolutions and the few odd Linears keep 8 bits; 4 are only worth their error in large matrices.
+    "w4": QuantScheme(activations=None, weight_bits=4, group=32, gptq=True),
+    "fp8": QuantScheme(activations="float8_e4m3fn", weights="float8_e4m3fn", ranges=("mse", "minmax")),
 }
 """Schemes beside int8 that a target may offer by these names of a precision."""

@@ -20,8 +20,8 @@ class OnnxFile:
     extra = "onnx"
     runner = "ort"
     policy = Policy(
-        precisions=("fp32", "int8", "w8a16", "w8"),
-        others=("w8a16", "w8"),
+        precisions=("fp32", "int8", "w8a16", "w8", "w4", "fp8"),
+        others=("w8a16", "w8", "w4", "fp8"),
         int8="int8",
         # Symmetric int8 with zero points 0 is what every ONNX reader takes, TensorRT included.
         scheme=QuantScheme(activations="int8"),
@@ -32,6 +32,8 @@ class OnnxFile:
             "int8": None,
             "w8a16": None,
             "w8": None,
+            "w4": None,
+            "fp8": None,
         },  # fp32: same operators, other summation order
     )
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # MatMulAddFusion turns a Linear's MatMul + Add into a float Gemm before the integer fusion looks; nothing would run in
 # int8. The name is part of the session's configuration, and so of the manifest.
 INT8_CONFIG = {"optimization.disable_specified_optimizers": "MatMulAddFusion"}
+# MatMulNBits rounds its input to 8 bits, group by group, unless it is told to compute in float32 (level 1).
+W4_CONFIG = {"session.qdq_matmulnbits_accuracy_level": "1"}
+CONFIG = {"int8": INT8_CONFIG, "w8a16": INT8_CONFIG, "w8": INT8_CONFIG, "w4": W4_CONFIG}
 
 
 class Ort:
@@ -27,8 +30,8 @@ class Ort:
     extra = "ort"
     runner = "ort"
     policy = Policy(
-        precisions=("fp32", "int8", "w8a16", "w8"),
-        others=("w8a16", "w8"),
+        precisions=("fp32", "int8", "w8a16", "w8", "w4"),
+        others=("w8a16", "w8", "w4"),
         int8="int8",
         # The x86 kernels are u8 x s8; QGemm wants its bias in int32. A convolution with rounded inputs and a float
         # output runs in float, slower than without: hybrids fell to 0.5 to 0.8 of their float32 speed.
@@ -51,6 +54,7 @@ class Ort:
             "int8": None,
             "w8a16": None,
             "w8": None,
+            "w4": None,
         },  # fp32: same operators, other summation order
     )
 
@@ -70,7 +74,7 @@ class Ort:
         """Write `model.onnx`, and the session options it needs."""
         version = self.version()
         to_onnx(graph, folder / "model.onnx")
-        options = {"session_config": {} if precision == "fp32" else INT8_CONFIG}
+        options = {"session_config": CONFIG.get(precision, {})}
         files = ("model.onnx",)
         return Engine(folder, self.name, version, precision, files[0], files, graph.inputs, options)
 

@@ -15,8 +15,10 @@ from edgevit.stages import Engine, Graph, QuantizedGraph, Refusal
 if TYPE_CHECKING:
     import numpy as np
 
-HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8+fp32": "f32", "int8+bf16": "bf16"}
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8+fp32": "f32", "int8+bf16": "bf16", "w4": "f32"}
 CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+# Left to itself the plugin rounds the inputs of 4-bit weights to 8 bits, group by group.
+EXTRA = {"w4": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}}
 LATENCY = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
 
 
@@ -27,7 +29,8 @@ class OpenVino:
     extra = "openvino"
     runner = "openvino"
     policy = Policy(
-        precisions=("fp32", "bf16", "fp16", "int8", "int8+fp32", "int8+bf16"),
+        precisions=("fp32", "bf16", "fp16", "int8", "int8+fp32", "int8+bf16", "w4"),
+        others=("w4",),
         int8="int8",
         scheme=QuantScheme(activations="uint8"),
         rewrites=(
@@ -44,7 +47,7 @@ class OpenVino:
         forms=("split_qkv", "fold_attention_scale", "fold_norm_affine"),  # by head or without the batch axis: no faster
         # fp32: other summation order. bf16 keeps 8 bits of mantissa, fp16 11; both round at every operator, and a
         # rounded similarity may pick another, nearly equal, token: judged by agreement like int8.
-        tolerance={"fp32": 1e-4, "bf16": None, "fp16": None, "int8+fp32": None, "int8+bf16": None},
+        tolerance={"fp32": 1e-4, "bf16": None, "fp16": None, "int8+fp32": None, "int8+bf16": None, "w4": None},
     )
 
     def version(self) -> str:
@@ -81,7 +84,7 @@ class OpenVino:
         _number_by_place(model)
         ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
         files = ("model.xml", "model.bin")
-        options = {"config": {"INFERENCE_PRECISION_HINT": HINTS[precision], **LATENCY}}
+        options = {"config": {"INFERENCE_PRECISION_HINT": HINTS[precision], **LATENCY, **EXTRA.get(precision, {})}}
         return Engine(folder, self.name, str(ov.__version__), precision, files[0], files, graph.inputs, options)
 
     def open(self, engine: Engine, threads: int | None = None) -> Session:
@@ -109,9 +112,10 @@ def _openvino() -> Any:
 def _extensions() -> list[Any]:
     """The converter's own reading of `dequantize_per_channel` leaves an int8 weight as it is; give it the arithmetic.
 
-    Its CPU plugin recognizes Convert → Multiply on a constant and keeps the weight in int8.
+    Its CPU plugin recognizes Convert → Multiply (→ Reshape, of groups) on a constant and keeps the weight as stored.
     """
     import numpy as np
+    import openvino as ov
     import openvino.opset13 as ops
     from openvino.frontend.pytorch import ConversionExtension
 
@@ -123,7 +127,19 @@ def _extensions() -> list[Any]:
         column = ops.reshape(scale, ops.constant(np.array(shape, np.int64)), False)
         return [ops.multiply(ops.convert(weight, "f32"), column).output(0)]
 
-    return [ConversionExtension("quantized_decomposed.dequantize_per_channel.default", dequantize_per_channel)]
+    def dequantize_groups(context: Any) -> list[Any]:
+        values = context.get_input(0).get_node().data
+        group = context.get_values_from_const_input(6)
+        grouped = values.reshape(len(values), -1, group)
+        stored = ov.op.Constant(ov.Type.i4, ov.Shape(grouped.shape), grouped.flatten().tolist())
+        scale = ops.reshape(context.get_input(1), ops.constant(np.array([0, 0, 1], np.int64)), True)
+        product = ops.multiply(ops.convert(stored, "f32"), scale)
+        return [ops.reshape(product, ops.constant(np.array(values.shape, np.int64)), False).output(0)]
+
+    return [
+        ConversionExtension("quantized_decomposed.dequantize_per_channel.default", dequantize_per_channel),
+        ConversionExtension("quantized_decomposed.dequantize_per_channel_group.default", dequantize_groups),
+    ]
 
 
 class OpenVinoSession:
