@@ -119,7 +119,7 @@ OTHERS = {
     "w8a16": QuantScheme(activations="uint16", ranges=("minmax",)),  # 65,536 levels need no clipping
     "w8": QuantScheme(activations=None),
     # Convolutions and the few odd Linears keep 8 bits; 4 are only worth their error in large matrices.
-    "w4": QuantScheme(activations=None, weight_bits=4, group=32, gptq=True),
+    "w4": QuantScheme(activations=None, weight_bits=4, group=32, gptq=True, compensate=False),
     "fp8": QuantScheme(activations="float8_e4m3fn", weights="float8_e4m3fn", ranges=("mse", "minmax")),
 }
 """Schemes beside int8 that a target may offer by these names of a precision."""
