@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import RuntimeRefusal, missing_extra
 from edgevit.export.to_onnx import to_onnx
-from edgevit.quant.scheme import QuantScheme
+from edgevit.quant.policies import POLICIES
 from edgevit.runtimes.base import Policy, Session
 from edgevit.stages import Engine, Graph, Refusal
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 INT8_CONFIG = {"optimization.disable_specified_optimizers": "MatMulAddFusion"}
 
 
+WIDE_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}
+"""x86 flags of instructions that sum u8 * s8 in 32 bits; older ones sum pairs in 16, which saturate."""
+
+
 class Ort:
     """ONNX Runtime, CPU execution provider."""
 
@@ -27,12 +32,11 @@ class Ort:
     extra = "ort"
     runner = "ort"
     policy = Policy(
-        precisions=("fp32", "int8", "w8a16", "w8"),
+        precisions=("fp32", "int8", "int8+w7", "int8+s8", "w8a16", "w8"),
         others=("w8a16", "w8"),
         int8="int8",
-        # The x86 kernels are u8 x s8; QGemm wants its bias in int32. A convolution with rounded inputs and a float
-        # output runs in float, slower than without: hybrids fell to 0.5 to 0.8 of their float32 speed.
-        scheme=QuantScheme(activations="uint8", integer_bias=True, layers=("linear",)),
+        scheme=POLICIES["ort"],
+        schemes={"int8+w7": POLICIES["ort-w7"], "int8+s8": POLICIES["ort-s8"]},
         rewrites=(
             "fold_batch_norm",
             "fold_layer_scale",
@@ -49,6 +53,8 @@ class Ort:
         tolerance={
             "fp32": 1e-4,
             "int8": None,
+            "int8+w7": None,
+            "int8+s8": None,
             "w8a16": None,
             "w8": None,
         },  # fp32: same operators, other summation order
@@ -59,8 +65,11 @@ class Ort:
         return str(import_ort().__version__)
 
     def resolve(self, precision: str) -> str:
-        """Names are exact already."""
-        return precision
+        """`int8` is what this machine computes exactly: 7-bit weights where sums saturate, signed activations on ARM.
+
+        A bundle for another machine names its own; `int8+w7` is right on every x86.
+        """
+        return _int8() if precision == "int8" else precision
 
     def refuses(self, graph: Graph) -> list[Refusal]:
         """Whatever torch's exporter takes; it names the operator itself when it does not."""
@@ -77,6 +86,18 @@ class Ort:
     def open(self, engine: Engine, threads: int | None = None) -> Session:
         """Open with the engine's session options."""
         return OrtSession(engine, threads)
+
+
+def _int8(machine: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The int8 of this machine. Where nothing tells whether an x86 CPU has VNNI or AMX, the one that needs neither."""
+    machine = (machine or platform.machine()).lower()
+    if machine.startswith(("arm", "aarch64")):
+        return "int8+s8"
+    try:
+        flags = set(cpuinfo.read_text().split())
+    except OSError:
+        flags = set()
+    return "int8" if flags & WIDE_SUMS else "int8+w7"
 
 
 def import_ort() -> Any:

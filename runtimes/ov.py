@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import RuntimeRefusal, missing_extra
-from edgevit.quant.scheme import QuantScheme
+from edgevit.quant.policies import POLICIES
 from edgevit.quiet import quiet
 from edgevit.runtimes.base import Policy, Session
 from edgevit.stages import Engine, Graph, QuantizedGraph, Refusal
@@ -29,7 +29,7 @@ class OpenVino:
     policy = Policy(
         precisions=("fp32", "bf16", "fp16", "int8", "int8+fp32", "int8+bf16"),
         int8="int8",
-        scheme=QuantScheme(activations="uint8"),
+        scheme=POLICIES["openvino"],
         rewrites=(
             "fold_batch_norm",
             "fold_layer_scale",
