@@ -16,14 +16,16 @@ import torch
 from edgevit.errors import QuantError
 from edgevit.export.rewrite import Node, rewrite, sweep
 from edgevit.export.trace import export_program
+from edgevit.quant import residuals
 from edgevit.quant.calibrate import Observed, observe
 from edgevit.quant.correct import Quantized, correct, start
 from edgevit.quant.equalize import Choice, Equalization, choose
 from edgevit.quant.flow import operator
 from edgevit.quant.fold import norm, producers
 from edgevit.quant.insert import insert
-from edgevit.quant.layers import CONVS, LINEAR, Group, Layer, find, layer_name
+from edgevit.quant.layers import CONVS, LINEAR, Group, Layer, layer_name
 from edgevit.quant.ranges import fake_quantize, search
+from edgevit.quant.rules import quantizable, reads_image
 from edgevit.quant.scheme import KEPT_FLOAT, MOVES, OTHER_OPERATOR, Affine, QuantScheme
 from edgevit.quant.streams import Values, walk
 from edgevit.quant.weights import ungrouped
@@ -54,10 +56,11 @@ class Calibration:
     seen: Mapping[str, Observed]
     images: tuple[torch.Tensor, ...]
 
-    def program(self) -> tuple[GraphModule, tuple[str, ...]]:
+    def program(self, scheme: QuantScheme) -> tuple[GraphModule, tuple[str, ...]]:
         """A fresh rewritten module, its nodes named as in `seen`, and all passes that made it."""
         module = self.graph.program.module()
         done = rewrite(module, self.graph.inputs, self.rewrites)
+        residuals.split(module, scheme)
         return module, (*self.graph.passes, *done)
 
 
@@ -89,9 +92,11 @@ def calibrate(
     """Stream the images through the float program. Arguments and errors: as `quantize`."""
     module = graph.program.module()
     rewrite(module, graph.inputs, rewrites)
-    groups, _ = find(module, scheme.layers)
+    residuals.split(module, scheme)
+    groups, refused = quantizable(module, scheme)
     if not groups:
-        raise QuantError("the program has no Linear or Conv with constant weights; there is nothing to quantize")
+        why = "".join(f": {refusal.layer}: {refusal.reason}" for refusal in refused[:1])
+        raise QuantError(f"the program has no Linear or Conv with constant weights; there is nothing to quantize{why}")
     kept: list[torch.Tensor] = []
 
     def watched() -> Iterator[np.ndarray[Any, Any]]:
@@ -101,7 +106,8 @@ def calibrate(
             yield batch
 
     wanted = {group.source: group.is_conv for group in groups}
-    wanted |= {_end(layer.node): True for group in groups for layer in group.layers if layer.is_conv}
+    made = [layer for group in groups for layer in group.layers if layer.kind in scheme.outputs]
+    wanted |= {_end(layer.node): layer.is_conv for layer in made} | dict.fromkeys(residuals.inputs(module), True)
     seen = observe(module, wanted, watched(), count, lambda done: progress("calibrate", done, count))
     return Calibration(graph, tuple(rewrites), {node.name: value for node, value in seen.items()}, tuple(kept))
 
@@ -110,8 +116,8 @@ def apply(
     calibration: Calibration, scheme: QuantScheme, keep: Mapping[str, str] | None = None, progress: Progress = _silent
 ) -> QuantizedGraph:
     """Decide, correct and write. keep: layers by name that stay float, with the reason."""
-    module, passes = calibration.program()
-    groups, refused = find(module, scheme.layers)
+    module, passes = calibration.program(scheme)
+    groups, refused = quantizable(module, scheme)
     decided = decide(module, groups, calibration, scheme, keep or {}, progress)
     refused += [Refusal(name, reason) for name, reason in (keep or {}).items()]
     refused += [
@@ -120,6 +126,7 @@ def apply(
         if (reason := ungrouped(state.weight, scheme)) is not None
     ]
     insert(module, groups, decided.layers, decided.ends, decided.makers, scheme)
+    residuals.join(module)
     sweep(module)
     kept = (*refused, *_kept(module))
     program = export_program(module, calibration.graph.inputs)
@@ -128,7 +135,7 @@ def apply(
 
 @dataclass(frozen=True)
 class Decided:
-    """All layers with their integers, by node name, and the quantizers of convolutions' outputs.
+    """All layers with their integers, by node name, and the quantizers of layers' outputs and residual inputs.
 
     makers: source of a group → the layer that takes a rescale of it into its rows.
     """
@@ -151,8 +158,8 @@ def decide(
     choices: dict[Node, Choice | None] = {}
     makers = producers(module, groups, calibration.images[0]) if scheme.equalize else {}
     decided = Decided({}, {}, makers)
-    if scheme.conv_outputs:
-        decided.ends.update(_ends(home, calibration, scheme))
+    decided.ends.update(_ends(home, calibration, scheme))
+    skips = residuals.inputs(module)
 
     def visit(node: Node, x_float: Values, x: Values, want: Values) -> Values:
         if node in home:
@@ -164,13 +171,15 @@ def decide(
             decided.layers[node.name] = state
             progress("quantize", len(decided.layers), len(home))
         else:
+            if node in skips:
+                decided.ends[node.name] = _skip(node, choices, calibration.seen, scheme)
             out = [node.target(value, *node.args[1:]) for value in x]
         if node.name in decided.ends:
             out = [fake_quantize(value, decided.ends[node.name]) for value in out]
         return out
 
     ends = {node for node in module.graph.nodes if node.name in decided.ends}
-    walk(module, calibration.images, visit, set(home) | ends)
+    walk(module, calibration.images, visit, {*home, *ends, *skips})
     return decided
 
 
@@ -192,21 +201,25 @@ def _choice(
     whole = len(active.layers) == len(group.layers)
     free, centre = whole and (norm(group) or group.source in decided.makers), whole and norm(group)
     sample = torch.cat(x[:MAPS]) if group.is_conv else observed.rows
-    return choose(active, observed, sample, scheme, free, centre, _is_image(group.source))
+    return choose(active, observed, sample, scheme, free, centre, reads_image(group.source))
 
 
-def _is_image(node: Node) -> bool:
-    """The program's input, or a mere rearrangement of it."""
-    while node.op == "call_function" and operator(node) in MOVES and len(node.all_input_nodes) == 1:
-        node = node.all_input_nodes[0]
-    return bool(node.op == "placeholder")
+def _skip(
+    node: Node, choices: Mapping[Node, Choice | None], seen: Mapping[str, Observed], scheme: QuantScheme
+) -> Affine:
+    """The quantizer of a residual add's input: that of the layers which read the same tensor, if they read it as is."""
+    choice = choices.get(node.all_input_nodes[0])
+    if choice is not None and not choice.equalization.moves:
+        return choice.quantizer
+    observed = seen[node.name]
+    return search(observed.rows, observed.low, observed.high, scheme)
 
 
 FUSED = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
 
 
 def _end(node: Node) -> Node:
-    """Where a convolution's output is quantized: behind its ReLU, which runtimes fuse."""
+    """Where a layer's output is quantized: behind its ReLU, which runtimes fuse."""
     user = next(iter(node.users)) if len(node.users) == 1 else None
     return user if user is not None and user.target in FUSED else node
 
@@ -214,10 +227,10 @@ def _end(node: Node) -> Node:
 def _ends(
     home: Mapping[Node, tuple[Group, Layer]], calibration: Calibration, scheme: QuantScheme
 ) -> Iterator[tuple[str, Affine]]:
-    """Quantizers of convolutions' outputs, but where all that reads them are layers that quantize it anyway."""
+    """Quantizers of layers' outputs, but where all that reads them are layers that quantize it anyway."""
     for node, (_, layer) in home.items():
         end = _end(node)
-        if layer.is_conv and not all(user in home for user in end.users):
+        if layer.kind in scheme.outputs and not all(user in home for user in end.users):
             seen = calibration.seen[end.name]
             yield end.name, search(seen.rows, seen.low, seen.high, scheme)
 
@@ -242,7 +255,7 @@ def _kept(module: GraphModule) -> list[Refusal]:
     """Every float operator that computes, with its reason; Linears and convolutions are find()'s matter."""
     found = []
     for node in module.graph.nodes:
-        if node.op != "call_function" or node.target is LINEAR or node.target in CONVS:
+        if node.op != "call_function" or node.target is LINEAR or node.target in CONVS or residuals.DONE in node.meta:
             continue
         name = operator(node)
         value = node.meta.get("val")

@@ -37,7 +37,7 @@ def insert(
 ) -> None:
     """Rewrite the program in place.
 
-    quantized: layers by node name; ends: outputs of convolutions by node name; makers: `fold.producers`.
+    quantized: layers by node name; ends: outputs and residual inputs by node name; makers: `fold.producers`.
     """
     shrunk: dict[str, torch.Tensor] = {}  # output channels of a producer that are divided
     work: list[tuple[list[Layer], Node]] = []
@@ -56,7 +56,8 @@ def insert(
         work.append((active, value))
     for active, value in work:
         choice = quantized[active[0].node.name].choice
-        x = value if choice is None else _qdq(module, active[0].node, value, choice.quantizer, scheme)
+        done = choice is None or value.name in ends  # quantized where it was made
+        x = value if done else _qdq(module, active[0].node, value, choice.quantizer, scheme)
         for layer in active:
             state = quantized[layer.node.name]
             if layer.node.name in shrunk:

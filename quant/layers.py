@@ -34,6 +34,11 @@ class Layer:
         return self.node.target is not LINEAR
 
     @property
+    def kind(self) -> str:
+        """As in `QuantScheme.layers` and `.outputs`."""
+        return "conv" if self.is_conv else "linear"
+
+    @property
     def groups(self) -> int:
         """Of a convolution; 1 for a Linear."""
         return int(self.node.args[6]) if self.is_conv and len(self.node.args) > 6 else 1

@@ -37,14 +37,16 @@ def affine(low: float, high: float, scheme: QuantScheme) -> Affine:
     64
     >>> affine(-1.0, 3.0, QuantScheme(activations="int8")).zero_point
     0
+    >>> affine(-1.0, 3.0, QuantScheme(activations="int8", affine=True)).zero_point
+    -64
     """
     low, high = min(low, 0.0), max(high, 0.0)
     smallest, largest = scheme.range
     if scheme.symmetric:
         is_float8 = scheme.activations == "float8_e4m3fn"
         return Affine(max(max(-low, high) / largest, TINY), 0, smallest, largest, is_float8)
-    scale = max((high - low) / largest, TINY)
-    return Affine(scale, round(-low / scale), smallest, largest)
+    scale = max((high - low) / (largest - smallest), TINY)
+    return Affine(scale, smallest + round(-low / scale), smallest, largest)
 
 
 def candidates(values: torch.Tensor, low: float, high: float, scheme: QuantScheme) -> dict[str, Affine]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from edgevit.errors import QuantError
+
 Storage = Literal["uint8", "int8", "uint16", "int16", "float8_e4m3fn"]
 
 
@@ -15,6 +17,7 @@ class QuantScheme:
     activations: "uint8", "uint16" (affine, with a zero point), "int8", "int16" (symmetric, zero point 0),
     "float8_e4m3fn" (symmetric), or None: weights alone, which engines multiply back to float.
     weights: integers in "int8", or "float8_e4m3fn".
+    affine: signed activations have a zero point too.
     weight_bits, activation_bits: fewer than 8 (or 16) are kept in the same types; no engine is faster for it, it
     shows what a narrower one would lose. None: all that the type holds.
     group: inputs that share one weight scale, 0 for all of an output channel. Convolutions, and Linears whose inputs
@@ -22,8 +25,12 @@ class QuantScheme:
     gptq: round a weight in groups input by input, each error made up for by the inputs that follow (GPTQ).
     layers: which kinds are quantized.
     integer_bias: biases in int32, at the scale of input times weight, where a runtime fuses no float bias.
-    conv_outputs: quantize what a convolution returns too, where a runtime has no integer convolution with a float
-    output.
+    outputs: kinds of layers of which the output is quantized too, where a runtime has no integer form with a float one.
+    residuals: inputs of a convolutional stage's residual adds that are quantized: "none", "skip" (what goes around the
+    convolutions), "both". Adds of transformer blocks never are: one scale for all channels of their stream ruins them.
+    float_regions: regions (`edgevit.quant.regions.REGIONS`) whose layers stay float.
+    least_channels: layers with fewer input or output channels stay float, but those that `edgevit.quant.rules` names;
+    0 quantizes all.
     ranges: how a range may be found (`edgevit.quant.ranges.METHODS`); the one with the least output error is taken.
     equalize: search a rescale of each input, channel by channel (SmoothQuant, RepQ-ViT), off included.
     compensate: absorb the error of the quantized inputs into the weights by ridge regression (ERQ).
@@ -32,6 +39,7 @@ class QuantScheme:
     """
 
     activations: Storage | None = "uint8"
+    affine: bool = False
     activation_bits: int | None = None
     weights: Literal["int8", "float8_e4m3fn"] = "int8"
     weight_bits: int = 8
@@ -39,12 +47,21 @@ class QuantScheme:
     gptq: bool = False
     layers: tuple[str, ...] = ("linear", "conv")
     integer_bias: bool = False
-    conv_outputs: bool = False
+    outputs: tuple[str, ...] = ()
+    residuals: Literal["none", "skip", "both"] = "none"
+    float_regions: tuple[str, ...] = ()
+    least_channels: int = 0
     ranges: tuple[str, ...] = ("mse", "minmax", "percentile", "kl")
     equalize: bool = True
     compensate: bool = True
     correct_bias: bool = True
     reconstruct: int = 0
+
+    def __post_init__(self) -> None:
+        if self.affine and self.activations not in ("int8", "int16"):
+            raise QuantError(f"affine=True is for int8 and int16 activations, not {self.activations}; drop it")
+        if self.residuals != "none" and self.activations is None:
+            raise QuantError(f"residuals={self.residuals!r} quantizes activations, and there are none; drop it")
 
     @property
     def bits(self) -> int:
@@ -54,7 +71,7 @@ class QuantScheme:
     @property
     def symmetric(self) -> bool:
         """Whether activations have no zero point."""
-        return self.activations in ("int8", "int16", "float8_e4m3fn")
+        return self.activations in ("int8", "int16", "float8_e4m3fn") and not self.affine
 
     @property
     def range(self) -> tuple[int, int]:
@@ -62,7 +79,7 @@ class QuantScheme:
         if self.activations == "float8_e4m3fn":
             return -448, 448
         half = 2 ** (self.bits - 1)
-        return (-half, half - 1) if self.symmetric else (0, 2 * half - 1)
+        return (-half, half - 1) if self.activations in ("int8", "int16") else (0, 2 * half - 1)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from edgevit.distance import divergence
 from edgevit.quant.apply import Calibration, decide
 from edgevit.quant.correct import Quantized, start
 from edgevit.quant.costs import node_macs
-from edgevit.quant.layers import find
 from edgevit.quant.regions import regions
+from edgevit.quant.rules import quantizable
 from edgevit.quant.scheme import QuantScheme
 from edgevit.quant.streams import Values
 
@@ -74,8 +74,8 @@ class Part:
 
 def parts(calibration: Calibration, scheme: QuantScheme) -> list[Part]:
     """All quantized layers, those first whose float costs least time for the damage that it undoes."""
-    module, _ = calibration.program()
-    groups, _ = find(module, scheme.layers)
+    module, _ = calibration.program(scheme)
+    groups, _ = quantizable(module, scheme)
     decided = decide(module, groups, calibration, scheme, {})
     # corrections fit what predecessors do to a layer's input, so alone it is judged without them
     alone = {name: start(state.layer, state.choice, scheme) for name, state in decided.layers.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +21,7 @@ class Policy:
     """What a target wants from the common road, as data.
 
     precisions: what `--precision` may be; the first is the default. int8: what `--int8` means here.
+    schemes: what else int8 may be here, where machines differ: precision → scheme.
     others: further quantized precisions, each a scheme of `edgevit.quant.scheme.OTHERS`.
     rewrites: exact float passes (edgevit.export.rewrite.PASSES) before quantization.
     forms: exact float passes on a reduced program that is not quantized. A dense float program stays as traced: it is
@@ -35,6 +37,7 @@ class Policy:
     scheme: QuantScheme
     rewrites: tuple[str, ...]
     lowering: Lowering
+    schemes: Mapping[str, QuantScheme] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     forms: tuple[str, ...] = ()
     explicit: bool = False
@@ -44,7 +47,7 @@ class Policy:
         """The scheme of a precision; None where nothing becomes an integer."""
         if precision in self.others:
             return OTHERS[precision]
-        return self.scheme if precision.startswith("int8") else None
+        return self.schemes.get(precision, self.scheme) if precision.startswith("int8") else None
 
 
 class Session(Protocol):

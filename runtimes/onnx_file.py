@@ -7,7 +7,7 @@ from typing import Any
 
 from edgevit.errors import missing_extra
 from edgevit.export.to_onnx import to_onnx
-from edgevit.quant.scheme import QuantScheme
+from edgevit.quant.policies import POLICIES
 from edgevit.runtimes.base import Policy, Session
 from edgevit.runtimes.ort import OrtSession
 from edgevit.stages import Engine, Graph, Refusal
@@ -23,8 +23,7 @@ class OnnxFile:
         precisions=("fp32", "int8", "w8a16", "w8", "w4", "fp8"),
         others=("w8a16", "w8", "w4", "fp8"),
         int8="int8",
-        # Symmetric int8 with zero points 0 is what every ONNX reader takes, TensorRT included.
-        scheme=QuantScheme(activations="int8"),
+        scheme=POLICIES["onnx"],
         rewrites=("fold_batch_norm", "fold_layer_scale", "fold_attention_scale"),
         lowering="gather",
         tolerance={

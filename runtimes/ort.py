@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import RuntimeRefusal, missing_extra
 from edgevit.export.to_onnx import to_onnx
-from edgevit.quant.scheme import QuantScheme
+from edgevit.quant.policies import POLICIES
 from edgevit.runtimes.base import Policy, Session
 from edgevit.stages import Engine, Graph, Refusal
 
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 INT8_CONFIG = {"optimization.disable_specified_optimizers": "MatMulAddFusion"}
 # MatMulNBits rounds its input to 8 bits, group by group, unless it is told to compute in float32 (level 1).
 W4_CONFIG = {"session.qdq_matmulnbits_accuracy_level": "1"}
-CONFIG = {"int8": INT8_CONFIG, "w8a16": INT8_CONFIG, "w8": INT8_CONFIG, "w4": W4_CONFIG}
+CONFIG = {"fp32": {}, "w4": W4_CONFIG}  # any other precision: INT8_CONFIG
+
+
+WIDE_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}
+"""x86 flags of instructions that sum u8 * s8 in 32 bits; older ones sum pairs in 16, which saturate."""
 
 
 class Ort:
@@ -30,12 +35,11 @@ class Ort:
     extra = "ort"
     runner = "ort"
     policy = Policy(
-        precisions=("fp32", "int8", "w8a16", "w8", "w4"),
+        precisions=("fp32", "int8", "int8+w7", "int8+s8", "w8a16", "w8", "w4"),
         others=("w8a16", "w8", "w4"),
         int8="int8",
-        # The x86 kernels are u8 x s8; QGemm wants its bias in int32. A convolution with rounded inputs and a float
-        # output runs in float, slower than without: hybrids fell to 0.5 to 0.8 of their float32 speed.
-        scheme=QuantScheme(activations="uint8", integer_bias=True, layers=("linear",)),
+        scheme=POLICIES["ort"],
+        schemes={"int8+w7": POLICIES["ort-w7"], "int8+s8": POLICIES["ort-s8"]},
         rewrites=(
             "fold_batch_norm",
             "fold_layer_scale",
@@ -52,6 +56,8 @@ class Ort:
         tolerance={
             "fp32": 1e-4,
             "int8": None,
+            "int8+w7": None,
+            "int8+s8": None,
             "w8a16": None,
             "w8": None,
             "w4": None,
@@ -63,8 +69,11 @@ class Ort:
         return str(import_ort().__version__)
 
     def resolve(self, precision: str) -> str:
-        """Names are exact already."""
-        return precision
+        """`int8` is what this machine computes exactly: 7-bit weights where sums saturate, signed activations on ARM.
+
+        A bundle for another machine names its own; `int8+w7` is right on every x86.
+        """
+        return _int8() if precision == "int8" else precision
 
     def refuses(self, graph: Graph) -> list[Refusal]:
         """Whatever torch's exporter takes; it names the operator itself when it does not."""
@@ -74,13 +83,25 @@ class Ort:
         """Write `model.onnx`, and the session options it needs."""
         version = self.version()
         to_onnx(graph, folder / "model.onnx")
-        options = {"session_config": CONFIG.get(precision, {})}
+        options = {"session_config": CONFIG.get(precision, INT8_CONFIG)}
         files = ("model.onnx",)
         return Engine(folder, self.name, version, precision, files[0], files, graph.inputs, options)
 
     def open(self, engine: Engine, threads: int | None = None) -> Session:
         """Open with the engine's session options."""
         return OrtSession(engine, threads)
+
+
+def _int8(machine: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The int8 of this machine. Where nothing tells whether an x86 CPU has VNNI or AMX, the one that needs neither."""
+    machine = (machine or platform.machine()).lower()
+    if machine.startswith(("arm", "aarch64")):
+        return "int8+s8"
+    try:
+        flags = set(cpuinfo.read_text().split())
+    except OSError:
+        flags = set()
+    return "int8" if flags & WIDE_SUMS else "int8+w7"
 
 
 def import_ort() -> Any:

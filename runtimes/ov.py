@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import RuntimeRefusal, missing_extra
-from edgevit.quant.scheme import QuantScheme
+from edgevit.quant.policies import POLICIES
 from edgevit.quiet import quiet
 from edgevit.runtimes.base import Policy, Session
 from edgevit.stages import Engine, Graph, QuantizedGraph, Refusal
@@ -32,7 +32,7 @@ class OpenVino:
         precisions=("fp32", "bf16", "fp16", "int8", "int8+fp32", "int8+bf16", "w4"),
         others=("w4",),
         int8="int8",
-        scheme=QuantScheme(activations="uint8"),
+        scheme=POLICIES["openvino"],
         rewrites=(
             "fold_batch_norm",
             "fold_layer_scale",
@@ -71,10 +71,15 @@ class OpenVino:
     def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
         """Convert and write `model.xml` + `model.bin`."""
         ov = _openvino()
+        from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+        from edgevit.runtimes.ov_float32 import deciding, keep_float32
+
         extensions = _extensions() if isinstance(graph, QuantizedGraph) else None
         try:
-            with quiet():  # the converter warns about its own use of torch
-                model = ov.convert_model(graph.program, extension=extensions)
+            with quiet("root"):  # the converter warns about its own use of torch
+                decoder = TorchFXPythonDecoder.from_exported_program(graph.program)
+                model = ov.convert_model(decoder, extension=extensions)
         except ov._pyopenvino.OpConversionFailure as error:
             text = " ".join(str(error).split())
             raise RuntimeRefusal(f"OpenVINO {ov.__version__} does not convert this program: {text[-300:]}") from error
@@ -83,6 +88,8 @@ class OpenVino:
         model.reshape({graph.inputs.name: list(graph.inputs.shape)})
         _number_by_place(model)
         ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
+        if HINTS[precision] != "f32":
+            keep_float32(folder / "model.xml", deciding(decoder.pt_module))
         files = ("model.xml", "model.bin")
         options = {"config": {"INFERENCE_PRECISION_HINT": HINTS[precision], **LATENCY, **EXTRA.get(precision, {})}}
         return Engine(folder, self.name, str(ov.__version__), precision, files[0], files, graph.inputs, options)
