@@ -22,7 +22,7 @@ def _along(scale: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 @torch.library.impl(_LIBRARY, "quantize_float8", "CompositeExplicitAutograd")
 def quantize_float8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x / scale as E4M3, to the nearest value, halves to even; what is too large becomes ±448.
+    """X / scale as E4M3, to the nearest value, halves to even; what is too large becomes ±448.
 
     >>> quantize_float8(torch.tensor([1.0625, 1.1875, -1e9]), torch.tensor(1.0)).tolist()
     [1.0, 1.25, -448.0]

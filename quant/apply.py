@@ -25,6 +25,7 @@ from edgevit.quant.fold import norm, producers
 from edgevit.quant.insert import insert
 from edgevit.quant.layers import CONVS, LINEAR, Group, Layer, layer_name
 from edgevit.quant.ranges import fake_quantize, search
+from edgevit.quant.reconstruct import Reconstruction
 from edgevit.quant.rules import quantizable, reads_image
 from edgevit.quant.scheme import KEPT_FLOAT, MOVES, OTHER_OPERATOR, Affine, QuantScheme
 from edgevit.quant.streams import Values, walk
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch.fx import GraphModule
 
-IMAGES = 32
+IMAGES = 100
 """Calibration batches that stay in memory for the corrections."""
 QDQ = ("quantized_decomposed", "edgevit")  # libraries whose operators quantize or dequantize
 MAPS = 4
@@ -179,7 +180,8 @@ def decide(
         return out
 
     ends = {node for node in module.graph.nodes if node.name in decided.ends}
-    walk(module, calibration.images, visit, {*home, *ends, *skips})
+    after = Reconstruction(module, decided.layers, scheme) if scheme.reconstruct else None
+    walk(module, calibration.images, visit, {*home, *ends, *skips}, after)
     return decided
 
 

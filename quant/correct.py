@@ -9,10 +9,10 @@ Both are fitted on some images and judged on others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn import functional
 
 from edgevit.quant.equalize import Choice
 from edgevit.quant.gptq import gptq
@@ -25,6 +25,8 @@ from edgevit.quant.weights import round_weight
 ROWS = 4096  # rows that a regression is fitted on
 RIDGES = (1e-3, 1e-2, 1e-1)
 """Regularization, relative to the mean power of an input channel."""
+JUDGED = 4
+"""One image in so many is not fitted on; they judge the step."""
 MARGIN = 0.995
 """A step must bring the error, on images it was not fitted on, below this share of what it was, or it is undone."""
 
@@ -49,6 +51,11 @@ class Quantized:
         """The float weight an engine computes with."""
         return dequantize_weight(self.integers, self.scale)
 
+    def limit(self, scheme: QuantScheme) -> int:
+        """Largest integer of the weight; only what is stored in groups has fewer than 8 bits in a grouped scheme."""
+        bits = 8 if scheme.group and self.scale.ndim == 1 else scheme.weight_bits
+        return int(2 ** (bits - 1) - 1)
+
     def inputs(self, x: torch.Tensor) -> torch.Tensor:
         """What the layer multiplies with: quantized and back, unless activations stay float."""
         if self.choice is None:
@@ -60,9 +67,9 @@ class Quantized:
         weight = self.rounded
         return [self.layer(value, weight, self.bias) for value in inputs]
 
-    def take(self, proposal: Proposal, scheme: QuantScheme) -> None:
+    def take(self, weight: torch.Tensor, bias: torch.Tensor | None, scheme: QuantScheme) -> None:
         """Another weight and bias; the weight is rounded anew."""
-        weight, self.bias = proposal
+        self.bias = bias
         if weight is not self.weight:
             self.weight = weight
             self.integers, self.scale = round_weight(weight, scheme)
@@ -79,71 +86,81 @@ def correct(quantized: Quantized, x: Values, want: Values, scheme: QuantScheme) 
     """Apply the scheme's corrections, and return the outputs. x: quantized inputs; want: float outputs."""
     inputs = [quantized.inputs(value) for value in x]
     if scheme.compensate and quantized.layer.is_matrix:
-        _improve("compensate", _regressions, quantized, inputs, want, scheme)
+        _compensate(quantized, inputs, want, scheme)
     if scheme.gptq and quantized.scale.ndim == 2:
         _round_by_errors(quantized, inputs, want, scheme)
-    if scheme.correct_bias:
-        _improve("bias", _mean_error, quantized, inputs, want, scheme)
-    return quantized.outputs(inputs)
+    outputs = quantized.outputs(inputs)
+    return _without_mean_error(quantized, outputs, want) if scheme.correct_bias else outputs
 
 
-Proposal = tuple[torch.Tensor, torch.Tensor | None]
-"""A weight (float, before rounding) and a bias."""
-Fit = Callable[[Quantized, Values, Values], list[Proposal]]
+def parted(values: Values) -> tuple[Values, Values]:
+    """What a step is fitted on, and what it is judged on: the same where there are fewer than JUDGED."""
+    fitted = [value for index, value in enumerate(values) if index % JUDGED != JUDGED - 1]
+    return fitted, values[JUDGED - 1 :: JUDGED] or fitted
 
 
-def _improve(name: str, fit: Fit, quantized: Quantized, inputs: Values, want: Values, scheme: QuantScheme) -> None:
-    """Fit on every other image, judge on the rest; what wins is fitted again on all, what does not is undone."""
-    start, proposals = (quantized.weight, quantized.bias), fit(quantized, inputs[::2], want[::2])
-    judged, truth = inputs[1::2] or inputs, want[1::2] or want
+def _compensate(quantized: Quantized, inputs: Values, want: Values, scheme: QuantScheme) -> None:
+    start, (fitted, judged), (known, truth) = (quantized.weight, quantized.bias), parted(inputs), parted(want)
     before, errors = distance(quantized.outputs(judged), truth), []
-    for proposal in proposals:
-        quantized.take(proposal, scheme)
+    for weight, bias in _regressions(quantized, fitted, known):
+        quantized.take(weight, bias, scheme)
         errors.append(distance(quantized.outputs(judged), truth))
-    quantized.take(start, scheme)
+    quantized.take(*start, scheme)
     best = min(range(len(errors)), key=errors.__getitem__)
-    quantized.steps[name] = before, errors[best]
+    quantized.steps["compensate"] = before, errors[best]
     if errors[best] < MARGIN * before:
-        quantized.take(fit(quantized, inputs, want)[best], scheme)
+        quantized.take(*_regressions(quantized, inputs, want)[best], scheme)
 
 
 def _round_by_errors(quantized: Quantized, inputs: Values, want: Values, scheme: QuantScheme) -> None:
-    """GPTQ, fitted and judged as `_improve` does; what it replaces is rounding to nearest."""
+    """GPTQ; what it replaces is rounding to nearest."""
 
     def rounded(values: Values) -> tuple[torch.Tensor, torch.Tensor]:
         rows = torch.cat([quantized.layer.rows(value) for value in values])
         return gptq(quantized.weight, rows, scheme.weight_bits, scheme.group)
 
-    nearest = quantized.integers, quantized.scale
-    judged, truth = inputs[1::2] or inputs, want[1::2] or want
+    nearest, (fitted, judged), (_, truth) = (quantized.integers, quantized.scale), parted(inputs), parted(want)
     before = distance(quantized.outputs(judged), truth)
-    quantized.integers, quantized.scale = rounded(inputs[::2])
+    quantized.integers, quantized.scale = rounded(fitted)
     after = distance(quantized.outputs(judged), truth)
     quantized.steps["gptq"] = before, after
     quantized.integers, quantized.scale = rounded(inputs) if after < MARGIN * before else nearest
 
 
-def _mean_error(quantized: Quantized, inputs: Values, want: Values) -> list[Proposal]:
-    error = torch.cat([quantized.layer.rows(g - w) for g, w in zip(quantized.outputs(inputs), want, strict=True)])
-    shift = error.mean(0)
-    return [(quantized.weight, -shift if quantized.bias is None else quantized.bias - shift)]
+def _without_mean_error(quantized: Quantized, outputs: Values, want: Values) -> Values:
+    layer = quantized.layer
+
+    def moved(values: Values, by: torch.Tensor) -> Values:
+        return [value - layer.channels(by) for value in values]
+
+    def mean_error(got: Values, truth: Values) -> torch.Tensor:
+        return torch.cat([layer.rows(g - w) for g, w in zip(got, truth, strict=True)]).mean(0)
+
+    (fitted, judged), (known, truth) = parted(outputs), parted(want)
+    before, after = distance(judged, truth), distance(moved(judged, mean_error(fitted, known)), truth)
+    quantized.steps["bias"] = before, after
+    if after >= MARGIN * before:
+        return outputs
+    shift = mean_error(outputs, want)
+    quantized.bias = -shift if quantized.bias is None else quantized.bias - shift
+    return moved(outputs, shift)
 
 
-def _regressions(quantized: Quantized, inputs: Values, want: Values) -> list[Proposal]:
-    """One proposal for each of RIDGES, all on one sample of at most ROWS rows."""
+def _regressions(quantized: Quantized, inputs: Values, want: Values) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A weight, before rounding, and a bias for each of RIDGES, all on one sample of at most ROWS rows."""
     layer, take = quantized.layer, max(1, ROWS // len(inputs))
     generator = torch.Generator().manual_seed(0)
     a, y = [], []
-    for value, got, wanted in zip(inputs, quantized.outputs(inputs), want, strict=True):
-        rows, missing = layer.rows(value), layer.rows(wanted - got)
-        if len(rows) > take:
-            chosen = torch.randperm(len(rows), generator=generator)[:take]
-            rows, missing = rows[chosen], missing[chosen]
-        a.append(rows)
-        y.append(missing)
-    ones = torch.cat([torch.cat(a), torch.ones(sum(map(len, a)), 1)], dim=1).double()
-    gram, goal = ones.t() @ ones, ones.t() @ torch.cat(y).double()
-    found: list[Proposal] = []
+    for value, wanted in zip(inputs, want, strict=True):
+        rows, truth = layer.rows(value), layer.rows(wanted)
+        chosen = torch.randperm(len(rows), generator=generator)[:take]
+        a.append(rows[chosen])
+        y.append(truth[chosen])
+    rows = torch.cat(a)
+    missing = torch.cat(y) - functional.linear(rows, quantized.rounded.flatten(1), quantized.bias)
+    ones = torch.cat([rows, torch.ones(len(rows), 1)], dim=1).double()
+    gram, goal = ones.t() @ ones, ones.t() @ missing.double()
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for ridge in RIDGES:
         weighed = gram.clone()
         weighed.diagonal()[:-1].add_(gram.diagonal()[:-1].mean().clamp_min(1e-12) * ridge)

@@ -63,12 +63,16 @@ class Equalization:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a group's input is quantized. error: of the outputs, relative to their power, mean error aside."""
+    """How a group's input is quantized.
+
+    error: of the outputs, relative to their power, mean error aside. free: any rescale costs no operator here.
+    """
 
     equalization: Equalization
     quantizer: Affine
     range: str
     error: float
+    free: bool = False
 
 
 def choose(
@@ -114,7 +118,7 @@ def choose(
         low, high = _ends(seen, equalization)
         for name, quantizer in candidates(equalization.apply(x, group.layers[0]), low, high, scheme).items():
             q = _pinned(quantizer, group, scheme) if equalization is off else quantizer
-            found.append(Choice(equalization, q, name, error(equalization, q)))
+            found.append(Choice(equalization, q, name, error(equalization, q), free))
     best = min(found, key=lambda choice: choice.error)
     plain = min((c for c in found if c.equalization is off), key=lambda choice: choice.error)
     return best if free or best.error < PAYS * plain.error else plain

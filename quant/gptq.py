@@ -1,5 +1,6 @@
-"""GPTQ: round a weight input by input, and let the inputs that follow make up for each error (Frantar et al., 2022,
-arXiv:2210.17323, section 3 and algorithm 1).
+"""GPTQ: round a weight input by input, and let the inputs that follow make up for each error.
+
+Frantar et al., 2022, arXiv:2210.17323, section 3 and algorithm 1.
 
 With H = 2 X Xᵀ over the layer's inputs and U the upper Cholesky factor of H⁻¹, rounding column q leaves the error
 e = (w_q - ŵ_q) / U_qq, of which each later column j takes e · U_qj. A group's scale is chosen when its turn comes.
@@ -15,9 +16,7 @@ DAMPING = 0.01
 """Added to the diagonal of H, relative to its mean (section 3.3, step 3)."""
 
 
-def gptq(
-    weight: torch.Tensor, inputs: torch.Tensor, bits: int, group: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def gptq(weight: torch.Tensor, inputs: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight `[out, in]` and rows of its input `[n, in]` → integers `[out, in]` and scales `[out, in / group]`."""
     largest = 2 ** (bits - 1) - 1
     left, factor = weight.double(), _factor(inputs.double())

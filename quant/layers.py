@@ -44,6 +44,11 @@ class Layer:
         return int(self.node.args[6]) if self.is_conv and len(self.node.args) > 6 else 1
 
     @property
+    def inputs(self) -> int:
+        """Input channels."""
+        return self.weight.shape[1] * self.groups
+
+    @property
     def is_matrix(self) -> bool:
         """Each output is a matrix product of the inputs at one place: a Linear, a 1x1 convolution of one group."""
         return not self.is_conv or (self.groups == 1 and self.weight[0, 0].numel() == 1 and self._steps == 1)

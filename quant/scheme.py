@@ -35,7 +35,8 @@ class QuantScheme:
     equalize: search a rescale of each input, channel by channel (SmoothQuant, RepQ-ViT), off included.
     compensate: absorb the error of the quantized inputs into the weights by ridge regression (ERQ).
     correct_bias: remove the mean output error, layer after layer on quantized inputs.
-    reconstruct: steps of AdaRound with QDrop for each block; 0 rounds to nearest.
+    reconstruct: steps in which the weights of a block are learned together (`edgevit.quant.reconstruct`); 0: none.
+    qads: reconstruction also learns a rescale of the channels of inputs where that costs no operator.
     """
 
     activations: Storage | None = "uint8"
@@ -56,12 +57,17 @@ class QuantScheme:
     compensate: bool = True
     correct_bias: bool = True
     reconstruct: int = 0
+    qads: bool = False
 
     def __post_init__(self) -> None:
         if self.affine and self.activations not in ("int8", "int16"):
             raise QuantError(f"affine=True is for int8 and int16 activations, not {self.activations}; drop it")
         if self.residuals != "none" and self.activations is None:
             raise QuantError(f"residuals={self.residuals!r} quantizes activations, and there are none; drop it")
+        if self.reconstruct and self.weights != "int8":
+            raise QuantError(f"reconstruct learns integers, and weights are {self.weights}; drop it")
+        if self.qads and not self.reconstruct:
+            raise QuantError("qads=True is a part of reconstruction, and reconstruct is 0; give it a number of steps")
 
     @property
     def bits(self) -> int:

@@ -21,11 +21,16 @@ Values = list[torch.Tensor]
 """One tensor per calibration batch."""
 Visit = Callable[[Node, Values, Values, Values], Values]
 """(node, its float inputs, its quantized inputs, its float outputs) → its quantized outputs."""
+After = Callable[[Node, Values, Values], Values]
+"""(node, its float outputs, its quantized outputs) → its quantized outputs."""
 
 
-def walk(module: GraphModule, images: Sequence[torch.Tensor], visit: Visit, wanted: set[Node]) -> tuple[Values, Values]:
+def walk(
+    module: GraphModule, images: Sequence[torch.Tensor], visit: Visit, wanted: set[Node], after: After | None = None
+) -> tuple[Values, Values]:
     """Run every node on every batch of images, both ways; `visit` computes the wanted ones in the quantized stream.
 
+    after: sees what each node gives, and may replace it in the quantized stream.
     Returns the outputs of the float and the quantized program. Memory: what is alive at one node, for all batches.
     """
     float_env: dict[Node, Any] = {}
@@ -53,6 +58,8 @@ def walk(module: GraphModule, images: Sequence[torch.Tensor], visit: Visit, want
                     quant_env[node] = run(node, quant_env)
                 else:
                     quant_env[node] = float_env[node]
+            if after is not None and node.op in ("placeholder", "call_function"):
+                quant_env[node] = after(node, float_env[node], quant_env[node])
             for source in node.all_input_nodes:
                 if last[source] is node:
                     del float_env[source], quant_env[source]
