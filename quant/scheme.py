@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from edgevit.errors import QuantError
+
 Storage = Literal["uint8", "int8", "uint16", "int16", "float8_e4m3fn"]
 
 
@@ -45,6 +47,14 @@ class QuantScheme:
     compensate: bool = True
     correct_bias: bool = True
     reconstruct: int = 0
+
+    def __post_init__(self) -> None:
+        if self.weights == "float8_e4m3fn" and (self.group or self.weight_bits != 8):
+            raise QuantError("weights in float8_e4m3fn have 8 bits and one scale per output channel; drop the groups")
+        if self.gptq and not self.group:
+            raise QuantError("gptq rounds weights in groups; set group (32, 64, 128)")
+        if self.activations == "float8_e4m3fn" and "kl" in self.ranges:
+            raise QuantError("a range by kl counts integers; for float8_e4m3fn use minmax, mse or percentile")
 
     @property
     def bits(self) -> int:
@@ -118,8 +128,10 @@ KEPT_FLOAT = {
 OTHERS = {
     "w8a16": QuantScheme(activations="uint16", ranges=("minmax",)),  # 65,536 levels need no clipping
     "w8": QuantScheme(activations=None),
-    # Convolutions and the few odd Linears keep 8 bits; 4 are only worth their error in large matrices.
+    # Inputs are float, so nothing is to be equalized; a regression over rounded weights is lost when they are rounded
+    # again.
     "w4": QuantScheme(activations=None, weight_bits=4, group=32, gptq=True, compensate=False),
-    "fp8": QuantScheme(activations="float8_e4m3fn", weights="float8_e4m3fn", ranges=("mse", "minmax")),
+    # The step of a float grows with the value: outliers need neither clipping nor a rescale.
+    "fp8": QuantScheme(activations="float8_e4m3fn", weights="float8_e4m3fn", ranges=("minmax",), equalize=False),
 }
 """Schemes beside int8 that a target may offer by these names of a precision."""

@@ -1,5 +1,7 @@
 """8-bit floats against a list of all their values, in torch and in ONNX Runtime."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def nearest(x):
 
 def samples():
     values = e4m3_values()
-    middles = [(a + b) / 2 for a, b in zip(values, values[1:], strict=False)]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(values)]
     drawn = np.random.default_rng(0).standard_normal(500) * np.logspace(-4, 3, 500)
     numbers = np.array([*values, *middles, *drawn, 449, 464, 465, 1e9], np.float32)
     return torch.from_numpy(np.concatenate([numbers, -numbers]))
