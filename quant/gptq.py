@@ -28,12 +28,15 @@ def gptq(
     left, factor = weight.to(torch.float64, copy=True), _factor(hessian, damping)
     integers, scales = torch.empty_like(weight, dtype=torch.int8), []
     for start in range(0, weight.shape[1], group):
-        _, scale = quantize_weight(left[:, start : start + group].float(), bits)
-        for column in range(start, start + group):
-            rounded = (left[:, column] / scale).round().clamp(-largest, largest)
+        end = start + group
+        block, errors = left[:, start:end].clone(), torch.empty(len(weight), group, dtype=torch.float64)
+        _, scale = quantize_weight(block.float(), bits)
+        for i, column in enumerate(range(start, end)):
+            rounded = (block[:, i] / scale).round().clamp(-largest, largest)
             integers[:, column] = rounded.to(torch.int8)
-            error = (left[:, column] - rounded * scale) / factor[column, column]
-            left[:, column:] -= error[:, None] * factor[column, column:]
+            errors[:, i] = (block[:, i] - rounded * scale) / factor[column, column]
+            block[:, i:] -= errors[:, i, None] * factor[column, column:end]
+        left[:, end:] -= errors @ factor[start:end, end:]  # later groups see none of this before their turn
         scales.append(scale)
     return integers, torch.stack(scales, 1)
 
