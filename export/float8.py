@@ -10,9 +10,12 @@ import torch
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = 448.0
-_LIBRARY = torch.library.Library("edgevit", "DEF")
-_LIBRARY.define("quantize_float8(Tensor x, Tensor scale) -> Tensor")
-_LIBRARY.define("dequantize_float8(Tensor values, Tensor scale) -> Tensor")
+_LIBRARY = torch.library.Library("edgevit", "DEF")  # type: ignore[no-untyped-call]
+for _schema in (
+    "quantize_float8(Tensor x, Tensor scale) -> Tensor",
+    "dequantize_float8(Tensor values, Tensor scale) -> Tensor",
+):
+    _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
 
 
 def _along(scale: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -22,7 +25,7 @@ def _along(scale: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 @torch.library.impl(_LIBRARY, "quantize_float8", "CompositeExplicitAutograd")
 def quantize_float8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """X / scale as E4M3, to the nearest value, halves to even; what is too large becomes ±448.
+    """Divided by the scale, to the nearest value of E4M3, halves to even; what is too large becomes ±448.
 
     >>> quantize_float8(torch.tensor([1.0625, 1.1875, -1e9]), torch.tensor(1.0)).tolist()
     [1.0, 1.25, -448.0]

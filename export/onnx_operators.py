@@ -3,6 +3,9 @@
 The exporter reads the annotations when it runs, so they are no strings here.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import onnx
 import torch
 import torch.ao.quantization.fx._decomposed
@@ -31,7 +34,7 @@ def dequantize_groups(
     return opset21.DequantizeLinear(values, scale, axis=1, block_size=group)
 
 
-TRANSLATIONS = {
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     float8.QUANTIZE: quantize_float8,
     float8.DEQUANTIZE: dequantize_float8,
     torch.ops.quantized_decomposed.dequantize_per_channel_group.default: dequantize_groups,

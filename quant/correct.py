@@ -1,4 +1,4 @@
-"""Corrections of a layer's weight and bias for the error of quantized inputs; each is kept only if it helps.
+"""Corrections of a layer's weight and bias for the error of quantization; each is kept only if it helps.
 
 Both are fitted on some images and judged on others.
 
@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from edgevit.quant.equalize import Choice
-from edgevit.quant.gptq import gptq
+from edgevit.quant.gptq import DAMPINGS, curvature, gptq
 from edgevit.quant.layers import Layer
 from edgevit.quant.ranges import dequantize_weight, fake_quantize
 from edgevit.quant.scheme import QuantScheme
@@ -88,7 +88,7 @@ def correct(quantized: Quantized, x: Values, want: Values, scheme: QuantScheme) 
     if scheme.compensate and quantized.layer.is_matrix:
         _compensate(quantized, inputs, want, scheme)
     if scheme.gptq and quantized.scale.ndim == 2:
-        _round_by_errors(quantized, inputs, want, scheme)
+        _round_in_turn(quantized, inputs, scheme)
     outputs = quantized.outputs(inputs)
     return _without_mean_error(quantized, outputs, want) if scheme.correct_bias else outputs
 
@@ -112,19 +112,24 @@ def _compensate(quantized: Quantized, inputs: Values, want: Values, scheme: Quan
         quantized.take(*_regressions(quantized, inputs, want)[best], scheme)
 
 
-def _round_by_errors(quantized: Quantized, inputs: Values, want: Values, scheme: QuantScheme) -> None:
-    """GPTQ; what it replaces is rounding to nearest."""
+def _round_in_turn(quantized: Quantized, inputs: Values, scheme: QuantScheme) -> None:
+    """GPTQ in place of rounding to nearest, at the damping that serves images it was not fitted on, if any does.
 
-    def rounded(values: Values) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = torch.cat([quantized.layer.rows(value) for value in values])
-        return gptq(quantized.weight, rows, scheme.weight_bits, scheme.group)
-
-    nearest, (fitted, judged), (_, truth) = (quantized.integers, quantized.scale), parted(inputs), parted(want)
-    before = distance(quantized.outputs(judged), truth)
-    quantized.integers, quantized.scale = rounded(fitted)
-    after = distance(quantized.outputs(judged), truth)
-    quantized.steps["gptq"] = before, after
-    quantized.integers, quantized.scale = rounded(inputs) if after < MARGIN * before else nearest
+    Judged by what the weight gives before it is rounded: what the inputs have lost on their way would drown it.
+    """
+    fitted, judged = parted(inputs)
+    truth = [quantized.layer(value, quantized.weight, quantized.bias) for value in judged]
+    nearest, hessian = (quantized.integers, quantized.scale), curvature(fitted)
+    before, errors = distance(quantized.outputs(judged), truth), []
+    for damping in DAMPINGS:
+        quantized.integers, quantized.scale = gptq(quantized.weight, hessian, damping, scheme)
+        errors.append(distance(quantized.outputs(judged), truth))
+    best = min(range(len(errors)), key=errors.__getitem__)
+    quantized.steps["gptq"] = before, errors[best]
+    quantized.integers, quantized.scale = nearest
+    if errors[best] < MARGIN * before:
+        hessian = curvature(inputs)
+        quantized.integers, quantized.scale = gptq(quantized.weight, hessian, DAMPINGS[best], scheme)
 
 
 def _without_mean_error(quantized: Quantized, outputs: Values, want: Values) -> Values:

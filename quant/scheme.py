@@ -69,6 +69,14 @@ class QuantScheme:
         if self.qads and not self.reconstruct:
             raise QuantError("qads=True is a part of reconstruction, and reconstruct is 0; give it a number of steps")
 
+    def __post_init__(self) -> None:
+        if self.weights == "float8_e4m3fn" and (self.group or self.weight_bits != 8):
+            raise QuantError("weights in float8_e4m3fn have 8 bits and one scale per output channel; drop the groups")
+        if self.gptq and not self.group:
+            raise QuantError("gptq rounds weights in groups; set group (32, 64, 128)")
+        if self.activations == "float8_e4m3fn" and "kl" in self.ranges:
+            raise QuantError("a range by kl counts integers; for float8_e4m3fn use minmax, mse or percentile")
+
     @property
     def bits(self) -> int:
         """Of an activation."""
@@ -141,8 +149,10 @@ KEPT_FLOAT = {
 OTHERS = {
     "w8a16": QuantScheme(activations="uint16", ranges=("minmax",)),  # 65,536 levels need no clipping
     "w8": QuantScheme(activations=None),
-    # Convolutions and the few odd Linears keep 8 bits; 4 are only worth their error in large matrices.
+    # Inputs are float, so nothing is to be equalized; a regression over rounded weights is lost when they are rounded
+    # again.
     "w4": QuantScheme(activations=None, weight_bits=4, group=32, gptq=True, compensate=False),
-    "fp8": QuantScheme(activations="float8_e4m3fn", weights="float8_e4m3fn", ranges=("mse", "minmax")),
+    # The step of a float grows with the value: outliers need neither clipping nor a rescale.
+    "fp8": QuantScheme(activations="float8_e4m3fn", weights="float8_e4m3fn", ranges=("minmax",), equalize=False),
 }
 """Schemes beside int8 that a target may offer by these names of a precision."""

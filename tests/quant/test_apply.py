@@ -179,8 +179,8 @@ def test_bias_correction_removes_the_mean_error(bias):
     # one-sided with a tail: clipping pulls every output the same way
     batches = [np.square(generator.standard_normal(SMALL.shape)).astype(np.float32) ** 2 for _ in range(64)]
     model = OneLinear(bias=bias)
-    corrected, spread = mean_error(model, QuantScheme(equalize=False), batches)
-    plain, _ = mean_error(model, QuantScheme(equalize=False, correct_bias=False), batches)
+    corrected, spread = mean_error(model, QuantScheme(equalize=False, compensate=False), batches)
+    plain, _ = mean_error(model, QuantScheme(equalize=False, compensate=False, correct_bias=False), batches)
     # the sample is 1024 draws of the 1024 rows, so a mean error of a few standard errors is left
     assert corrected < 5 * spread / 1024**0.5
     assert corrected < plain

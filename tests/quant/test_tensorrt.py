@@ -1,4 +1,7 @@
-"""TensorRT takes what target `onnx` writes in int8: built ahead of time for compute capability 8.6, without a GPU."""
+"""TensorRT takes what target `onnx` writes in int8, fp8 and w4: built ahead of time, without a GPU.
+
+int8 and w4 for compute capability 8.6; fp8 for 8.9, the first that has it.
+"""
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ POLICY = runtime("onnx").policy
 QUICK = ("edgenext",)
 
 
-def engine_size(path):
+def engine_size(path, capability="SM86"):
     """Bytes of the engine, or the parser's first complaint."""
     logger = rtx.Logger(rtx.Logger.ERROR)
     builder = rtx.Builder(logger)
@@ -28,7 +31,7 @@ def engine_size(path):
     assert parser.parse_from_file(str(path)), parser.get_error(0).desc()
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
-    config.set_compute_capability(rtx.ComputeCapability.SM86, 0)
+    config.set_compute_capability(getattr(rtx.ComputeCapability, capability), 0)
     plan = builder.build_serialized_network(network, config)
     assert plan is not None
     return plan.nbytes
@@ -62,3 +65,22 @@ def test_a_plain_vit_builds_reduced_or_not(traced, images, schedule, tmp_path):
     check_symmetric(quantized)
     to_onnx(quantized, tmp_path / "model.onnx")
     assert engine_size(tmp_path / "model.onnx") > 0
+
+
+@pytest.mark.parametrize(("precision", "capability"), [("fp8", "SM89"), ("w4", "SM86")])
+def test_the_other_precisions_build(traced, images, precision, capability, tmp_path):
+    quantized = quantize(traced(), POLICY.quantizes(precision), POLICY.rewrites, images, len(images))
+    to_onnx(quantized, tmp_path / "model.onnx")
+    assert engine_size(tmp_path / "model.onnx", capability) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "capability"), [("fp8", "SM89"), ("w4", "SM86")])
+def test_the_other_precisions_build_for_a_hybrid(precision, capability, tmp_path):
+    """Depthwise convolutions too."""
+    spec = InputSpec(1, HYBRIDS["edgenext"].size, HYBRIDS["edgenext"].size)
+    graph = trace(reparameterize(build("edgenext"), spec)[0], spec)
+    calibration = [image[None].numpy() for image in draw("edgenext", 4)]
+    quantized = quantize(graph, POLICY.quantizes(precision), POLICY.rewrites, calibration, len(calibration))
+    to_onnx(quantized, tmp_path / "model.onnx")
+    assert engine_size(tmp_path / "model.onnx", capability) > 0

@@ -1,9 +1,12 @@
 """Weights as they are stored: in groups of inputs, as 8-bit floats, and rounded by GPTQ."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from edgevit.quant.gptq import DAMPING, gptq
+from edgevit.errors import QuantError
+from edgevit.quant.gptq import curvature, gptq
 from edgevit.quant.ranges import dequantize_weight, quantize_weight
 from edgevit.quant.scheme import OTHERS, QuantScheme
 from edgevit.quant.weights import round_weight, ungrouped
@@ -53,6 +56,9 @@ def test_8_bit_floats_use_their_whole_range_in_each_output_channel():
     assert (error <= limit * 1.0001).all()
 
 
+DAMPING = 0.01
+
+
 def plain_gptq(weight, x, bits, group):
     """A row at a time from the definition: the inputs not yet rounded are refitted by their normal equations."""
     largest = 2 ** (bits - 1) - 1
@@ -74,8 +80,10 @@ def plain_gptq(weight, x, bits, group):
 
 def test_gptq_is_least_squares_over_the_inputs_that_follow():
     x, weight = drawn(200, 32) @ drawn(32, 32, seed=1), drawn(9, 32, seed=2)
-    for got, want in zip(gptq(weight, x, 4, 16), plain_gptq(weight, x, 4, 16), strict=True):
-        assert torch.equal(got, want)
+    hessian = curvature([x[:80].reshape(2, 40, 32), x[80:]])
+    got = gptq(weight, hessian, DAMPING, replace(W4, group=16))
+    for mine, plain in zip(got, plain_gptq(weight, x, 4, 16), strict=True):
+        assert torch.equal(mine, plain)
 
 
 def test_gptq_lessens_the_output_error_and_bears_inputs_that_are_always_0():
@@ -87,4 +95,15 @@ def test_gptq_lessens_the_output_error_and_bears_inputs_that_are_always_0():
         return (x @ dequantize_weight(values, scale).t() - want).square().mean()
 
     # half on these correlated inputs; a wrong order or sign of the feedback gives more error than rounding to nearest
-    assert error(*gptq(weight, x, 4, 32)) < 0.7 * error(*round_weight(weight, W4))
+    assert error(*gptq(weight, curvature([x]), DAMPING, W4)) < 0.7 * error(*round_weight(weight, W4))
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    ({"weights": "float8_e4m3fn", "group": 32}, "one scale per output channel; drop the groups"),
+    ({"weights": "float8_e4m3fn", "weight_bits": 4}, "have 8 bits"),
+    ({"gptq": True}, r"gptq rounds weights in groups; set group \(32, 64, 128\)"),
+    ({"activations": "float8_e4m3fn"}, "for float8_e4m3fn use minmax, mse or percentile"),
+])  # fmt: skip
+def test_what_a_scheme_cannot_mean_is_refused(options, text):
+    with pytest.raises(QuantError, match=text):
+        QuantScheme(**options)
