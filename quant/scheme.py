@@ -68,8 +68,6 @@ class QuantScheme:
             raise QuantError(f"reconstruct learns integers, and weights are {self.weights}; drop it")
         if self.qads and not self.reconstruct:
             raise QuantError("qads=True is a part of reconstruction, and reconstruct is 0; give it a number of steps")
-
-    def __post_init__(self) -> None:
         if self.weights == "float8_e4m3fn" and (self.group or self.weight_bits != 8):
             raise QuantError("weights in float8_e4m3fn have 8 bits and one scale per output channel; drop the groups")
         if self.gptq and not self.group:
