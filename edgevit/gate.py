@@ -125,8 +125,7 @@ def _give_back(
 
     assert trials.road.calibration is not None
     trials.progress("rank layers", 0, 0)
-    assert trials.road.scheme is not None
-    ranked = parts(trials.road.calibration, trials.road.scheme)
+    ranked = parts(trials.road.calibration)
     keep: dict[str, str] = {}
     if least is not None:
         keep = _slow_regions(trials, bundle, ranked)

@@ -20,7 +20,7 @@ from edgevit.tokens.schedule import TokenSchedule, parse_schedule
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgevit.quant.apply import Calibration
+    from edgevit.quant.calibration import Calibration
     from edgevit.quant.scheme import QuantScheme
     from edgevit.runtimes.base import Runtime
     from edgevit.stages import Checkpoint, Graph, InputSpec, ReducedModel, VitModel
@@ -174,7 +174,7 @@ def prepare(
 ) -> Road:
     """A loaded model → its traced, reduced program, and what calibration saw of it."""
     from edgevit.export.rewrite import rewritten
-    from edgevit.quant.apply import calibrate
+    from edgevit.quant.calibration import calibrate
     from edgevit.stages import InputSpec
 
     inputs = InputSpec(settings.batch, *checkpoint.preprocess.size)
@@ -202,8 +202,8 @@ def finish(road: Road, folder: Path, keep: Mapping[str, str], progress: Progress
     from edgevit.quant.apply import apply
 
     target, checkpoint, graph = road.target, road.checkpoint, road.graph
-    if road.calibration and road.scheme:
-        graph = apply(road.calibration, road.scheme, keep, progress)
+    if road.calibration:
+        graph = apply(road.calibration, keep, progress)
     refusals = target.refuses(graph)
     if refusals:
         first = refusals[0]

@@ -1,32 +1,29 @@
 """Graph + images → QuantizedGraph: explicit Q/DQ around Linear and Conv, everything else float and listed.
 
-Calibration streams all images once and keeps a bounded sample. Then every layer, in program order, gets the
-equalization and the range of its input that serve its output best, and is corrected on what its quantized
+Calibration streams all images once, keeps a bounded sample, and gives the input of every layer the equalization and
+the range that serve its output best. Then every layer, in program order, is corrected on what its quantized
 predecessors really give it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from edgevit.errors import QuantError
-from edgevit.export.rewrite import Node, rewrite, sweep
+from edgevit.export.rewrite import Node, sweep
 from edgevit.export.trace import export_program
 from edgevit.quant import residuals
-from edgevit.quant.calibrate import Observed, observe
+from edgevit.quant.calibrate import Observed
+from edgevit.quant.calibration import Calibration, Progress, calibrate, end, silent
 from edgevit.quant.correct import Quantized, correct, start
-from edgevit.quant.equalize import Choice, Equalization, choose
+from edgevit.quant.equalize import Choice, Equalization
 from edgevit.quant.flow import operator
-from edgevit.quant.fold import norm, producers
 from edgevit.quant.insert import insert
 from edgevit.quant.layers import CONVS, LINEAR, Group, Layer, layer_name
 from edgevit.quant.ranges import fake_quantize, search
 from edgevit.quant.reconstruct import Reconstruction
-from edgevit.quant.rules import quantizable, reads_image
+from edgevit.quant.rules import quantizable
 from edgevit.quant.scheme import KEPT_FLOAT, MOVES, OTHER_OPERATOR, Affine, QuantScheme
 from edgevit.quant.streams import Values, walk
 from edgevit.quant.weights import ungrouped
@@ -36,33 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch.fx import GraphModule
 
-IMAGES = 100
-"""Calibration batches that stay in memory for the corrections."""
 QDQ = ("quantized_decomposed", "edgevit")  # libraries whose operators quantize or dequantize
-MAPS = 4
-"""Of these, how many a convolution's range is chosen on."""
-Progress = Callable[[str, int, int], None]
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What the images showed, by node name of the rewritten program; quantizing again needs no more images."""
-
-    graph: Graph
-    rewrites: tuple[str, ...]
-    seen: Mapping[str, Observed]
-    images: tuple[torch.Tensor, ...]
-
-    def program(self, scheme: QuantScheme) -> tuple[GraphModule, tuple[str, ...]]:
-        """A fresh rewritten module, its nodes named as in `seen`, and all passes that made it."""
-        module = self.graph.program.module()
-        done = rewrite(module, self.graph.inputs, self.rewrites)
-        residuals.split(module, scheme)
-        return module, (*self.graph.passes, *done)
 
 
 def quantize(
@@ -71,7 +42,7 @@ def quantize(
     rewrites: Sequence[str],
     batches: Iterable[np.ndarray[Any, Any]],
     count: int,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> QuantizedGraph:
     """Quantize a program after training.
 
@@ -79,54 +50,24 @@ def quantize(
     batches: calibration images `[B, 3, H, W]`, preprocessed as in evaluation; count: how many batches there are.
     Raises QuantError when nothing can be quantized or calibration fails.
     """
-    return apply(calibrate(graph, scheme, rewrites, batches, count, progress), scheme, progress=progress)
-
-
-def calibrate(
-    graph: Graph,
-    scheme: QuantScheme,
-    rewrites: Sequence[str],
-    batches: Iterable[np.ndarray[Any, Any]],
-    count: int,
-    progress: Progress = _silent,
-) -> Calibration:
-    """Stream the images through the float program. Arguments and errors: as `quantize`."""
-    module = graph.program.module()
-    rewrite(module, graph.inputs, rewrites)
-    residuals.split(module, scheme)
-    groups, refused = quantizable(module, scheme)
-    if not groups:
-        why = "".join(f": {refusal.layer}: {refusal.reason}" for refusal in refused[:1])
-        raise QuantError(f"the program has no Linear or Conv with constant weights; there is nothing to quantize{why}")
-    kept: list[torch.Tensor] = []
-
-    def watched() -> Iterator[np.ndarray[Any, Any]]:
-        for index, batch in enumerate(batches):
-            if index * IMAGES // count >= len(kept):  # spread over all of them
-                kept.append(torch.from_numpy(batch))
-            yield batch
-
-    wanted = {group.source: group.is_conv for group in groups}
-    made = [layer for group in groups for layer in group.layers if layer.kind in scheme.outputs]
-    wanted |= {_end(layer.node): layer.is_conv for layer in made} | dict.fromkeys(residuals.inputs(module), True)
-    seen = observe(module, wanted, watched(), count, lambda done: progress("calibrate", done, count))
-    return Calibration(graph, tuple(rewrites), {node.name: value for node, value in seen.items()}, tuple(kept))
+    return apply(calibrate(graph, scheme, rewrites, batches, count, progress), progress=progress)
 
 
 def apply(
-    calibration: Calibration, scheme: QuantScheme, keep: Mapping[str, str] | None = None, progress: Progress = _silent
+    calibration: Calibration, keep: Mapping[str, str] | None = None, progress: Progress = silent
 ) -> QuantizedGraph:
-    """Decide, correct and write. keep: layers by name that stay float, with the reason."""
-    module, passes = calibration.program(scheme)
+    """Correct and write. keep: layers by name that stay float, with the reason."""
+    scheme = calibration.scheme
+    module, passes = calibration.program()
     groups, refused = quantizable(module, scheme)
-    decided = decide(module, groups, calibration, scheme, keep or {}, progress)
+    decided = decide(module, groups, calibration, keep or {}, progress)
     refused += [Refusal(name, reason) for name, reason in (keep or {}).items()]
     refused += [
         Refusal(state.layer.name, reason)
         for state in decided.layers.values()
         if (reason := ungrouped(state.weight, scheme)) is not None
     ]
-    insert(module, groups, decided.layers, decided.ends, decided.makers, scheme)
+    insert(module, groups, decided.layers, decided.ends, calibration.makers, scheme)
     residuals.join(module)
     sweep(module)
     kept = (*refused, *_kept(module))
@@ -136,37 +77,31 @@ def apply(
 
 @dataclass(frozen=True)
 class Decided:
-    """All layers with their integers, by node name, and the quantizers of layers' outputs and residual inputs.
-
-    makers: source of a group → the layer that takes a rescale of it into its rows.
-    """
+    """All layers with their integers, and the quantizers of layers' outputs and residual inputs, by node name."""
 
     layers: dict[str, Quantized]
     ends: dict[str, Affine]
-    makers: dict[Node, Node]
 
 
 def decide(
     module: GraphModule,
     groups: Sequence[Group],
     calibration: Calibration,
-    scheme: QuantScheme,
     keep: Mapping[str, str],
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Decided:
-    """Choose and correct, layer after layer in program order, on the inputs that the quantized program has there."""
+    """Correct, layer after layer in program order, on the inputs that the quantized program has there."""
+    scheme = calibration.scheme
     home = {layer.node: (group, layer) for group in groups for layer in group.layers if layer.name not in keep}
     choices: dict[Node, Choice | None] = {}
-    makers = producers(module, groups, calibration.images[0]) if scheme.equalize else {}
-    decided = Decided({}, {}, makers)
-    decided.ends.update(_ends(home, calibration, scheme))
+    decided = Decided({}, dict(_ends(home, calibration, scheme)))
     skips = residuals.inputs(module)
 
     def visit(node: Node, x_float: Values, x: Values, want: Values) -> Values:
         if node in home:
             group, layer = home[node]
             if group.source not in choices:
-                choices[group.source] = _choice(group, home, calibration.seen, x_float, decided, scheme)
+                choices[group.source] = _choice(group, home, calibration, x_float, decided)
             state = start(layer, choices[group.source], scheme)
             out = correct(state, x, want, scheme)
             decided.layers[node.name] = state
@@ -186,24 +121,17 @@ def decide(
 
 
 def _choice(
-    group: Group,
-    home: Mapping[Node, tuple[Group, Layer]],
-    seen: Mapping[str, Observed],
-    x: Values,
-    decided: Decided,
-    scheme: QuantScheme,
+    group: Group, home: Mapping[Node, tuple[Group, Layer]], calibration: Calibration, x: Values, decided: Decided
 ) -> Choice | None:
     """How the group's input is quantized; None where activations stay float."""
-    if scheme.activations is None:
+    if calibration.scheme.activations is None:
         return None
     if group.source.name in decided.ends:  # quantized where it was made
         return Choice(Equalization(), decided.ends[group.source.name], "output", 0.0)
-    observed = seen[group.source.name]
-    active = Group(group.source, tuple(layer for layer in group.layers if layer.node in home))
-    whole = len(active.layers) == len(group.layers)
-    free, centre = whole and (norm(group) or group.source in decided.makers), whole and norm(group)
-    sample = torch.cat(x[:MAPS]) if group.is_conv else observed.rows
-    return choose(active, observed, sample, scheme, free, centre, reads_image(group.source))
+    active = tuple(layer for layer in group.layers if layer.node in home)
+    if len(active) == len(group.layers):
+        return calibration.choices[group.source.name]
+    return calibration.choice(Group(group.source, active), False, x)
 
 
 def _skip(
@@ -217,24 +145,15 @@ def _skip(
     return search(observed.rows, observed.low, observed.high, scheme)
 
 
-FUSED = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
-
-
-def _end(node: Node) -> Node:
-    """Where a layer's output is quantized: behind its ReLU, which runtimes fuse."""
-    user = next(iter(node.users)) if len(node.users) == 1 else None
-    return user if user is not None and user.target in FUSED else node
-
-
 def _ends(
     home: Mapping[Node, tuple[Group, Layer]], calibration: Calibration, scheme: QuantScheme
 ) -> Iterator[tuple[str, Affine]]:
     """Quantizers of layers' outputs, but where all that reads them are layers that quantize it anyway."""
     for node, (_, layer) in home.items():
-        end = _end(node)
-        if layer.kind in scheme.outputs and not all(user in home for user in end.users):
-            seen = calibration.seen[end.name]
-            yield end.name, search(seen.rows, seen.low, seen.high, scheme)
+        last = end(node)
+        if layer.kind in scheme.outputs and not all(user in home for user in last.users):
+            seen = calibration.seen[last.name]
+            yield last.name, search(seen.rows, seen.low, seen.high, scheme)
 
 
 def _log(groups: Sequence[Group], decided: Decided) -> Iterator[dict[str, Any]]:

@@ -32,12 +32,12 @@ def insert(
     groups: Sequence[Group],
     quantized: Mapping[str, Quantized],
     ends: Mapping[str, Affine],
-    makers: Mapping[Node, Node],
+    makers: Mapping[str, str],
     scheme: QuantScheme,
 ) -> None:
     """Rewrite the program in place.
 
-    quantized: layers by node name; ends: outputs and residual inputs by node name; makers: `fold.producers`.
+    quantized: layers by node name; ends: outputs and residual inputs by node name; makers: source of a group → the layer that takes a rescale of it, both by name.
     """
     shrunk: dict[str, torch.Tensor] = {}  # output channels of a producer that are divided
     work: list[tuple[list[Layer], Node]] = []
@@ -47,10 +47,10 @@ def insert(
             continue
         choice, value = quantized[active[0].node.name].choice, group.source
         if choice is not None and choice.equalization.moves:
-            maker = makers.get(group.source)
+            maker = makers.get(group.source.name)
             whole = len(active) == len(group.layers)
             if whole and maker is not None and choice.equalization.scale is not None:
-                shrunk[maker.name] = choice.equalization.scale
+                shrunk[maker] = choice.equalization.scale
             else:
                 value = _divided(module, group, choice.equalization, whole)
         work.append((active, value))

@@ -10,12 +10,11 @@ import torch
 from torch import fx
 
 from edgevit.distance import divergence
-from edgevit.quant.apply import Calibration, decide
+from edgevit.quant.calibration import Calibration
 from edgevit.quant.correct import Quantized, start
 from edgevit.quant.costs import node_macs
 from edgevit.quant.regions import regions
 from edgevit.quant.rules import quantizable
-from edgevit.quant.scheme import QuantScheme
 from edgevit.quant.streams import Values
 
 if TYPE_CHECKING:
@@ -72,13 +71,16 @@ class Part:
     share: float
 
 
-def parts(calibration: Calibration, scheme: QuantScheme) -> list[Part]:
+def parts(calibration: Calibration) -> list[Part]:
     """All quantized layers, those first whose float costs least time for the damage that it undoes."""
-    module, _ = calibration.program(scheme)
-    groups, _ = quantizable(module, scheme)
-    decided = decide(module, groups, calibration, scheme, {})
+    module, _ = calibration.program()
+    groups, _ = quantizable(module, calibration.scheme)
     # corrections fit what predecessors do to a layer's input, so alone it is judged without them
-    alone = {name: start(state.layer, state.choice, scheme) for name, state in decided.layers.items()}
+    alone = {
+        layer.node.name: start(layer, calibration.choices.get(group.source.name), calibration.scheme)
+        for group in groups
+        for layer in group.layers
+    }
     nodes = {group.source.name: [layer.node.name for layer in group.layers] for group in groups}
     damages = rank(module, alone, nodes, calibration.images[:IMAGES])
     macs, labels = node_macs(module), regions(module)

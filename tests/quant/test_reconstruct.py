@@ -9,7 +9,8 @@ from torch import nn
 
 from edgevit.errors import QuantError
 from edgevit.export.trace import trace
-from edgevit.quant.apply import apply, calibrate
+from edgevit.quant.apply import apply
+from edgevit.quant.calibration import calibrate, chosen
 from edgevit.quant.scheme import QuantScheme
 from edgevit.stages import InputSpec
 
@@ -50,6 +51,11 @@ def blocks():
     return calibrate(graph, PLAIN, (), batches, IMAGES), images[IMAGES:], want
 
 
+def applied(calibration, scheme):
+    """The program quantized by another scheme."""
+    return apply(chosen(calibration, scheme))
+
+
 def error(graph, images, want):
     module = graph.program.module()
     with torch.no_grad():
@@ -59,9 +65,9 @@ def error(graph, images, want):
 
 def test_learned_blocks_are_nearer_on_images_that_nobody_learned_from(blocks):
     calibration, images, want = blocks
-    learned = apply(calibration, LEARNED)
+    learned = applied(calibration, LEARNED)
     # at 3 bits nearly all of the error is the weights' rounding, which was to nearest: a fifth of it must go
-    assert error(learned, images, want) < 0.8 * error(apply(calibration, PLAIN), images, want)
+    assert error(learned, images, want) < 0.8 * error(applied(calibration, PLAIN), images, want)
     steps = [step["reconstruct"] for row in learned.log for step in row["steps"].values()]
     assert len(steps) == len([n for row in learned.log for n in row["layers"]])
     assert any(after < before for before, after in steps)
@@ -70,7 +76,7 @@ def test_learned_blocks_are_nearer_on_images_that_nobody_learned_from(blocks):
 def test_the_same_images_give_the_same_bytes(blocks):
     calibration, _, _ = blocks
     scheme = replace(LEARNED, reconstruct=3)
-    first, second = (apply(calibration, scheme).program.state_dict for _ in range(2))
+    first, second = (applied(calibration, scheme).program.state_dict for _ in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -80,8 +86,8 @@ def test_what_does_not_help_is_undone(blocks, monkeypatch):
     monkeypatch.setattr(
         "edgevit.quant.reconstruct.RATES", {"weight": 50.0, "bias": 50.0, "scale": 1.0, "channels": 1.0}
     )
-    ruined = apply(calibration, replace(LEARNED, reconstruct=3))
-    plain = apply(calibration, PLAIN)
+    ruined = applied(calibration, replace(LEARNED, reconstruct=3))
+    plain = applied(calibration, PLAIN)
     assert error(ruined, images, want) == error(plain, images, want)
     assert all(
         after > before for row in ruined.log for before, after in [s["reconstruct"] for s in row["steps"].values()]
@@ -92,9 +98,9 @@ def test_learned_rescales_move_into_norms_and_layers(blocks):
     """QADS: the channels' factors are folded, so no operator is added, and the program is still near the float one."""
     calibration, images, want = blocks
     scheme = replace(LEARNED, qads=True)
-    learned = apply(calibration, scheme)
+    learned = applied(calibration, scheme)
     assert any(row["equalization"].endswith("learned") for row in learned.log)
-    plain = apply(calibration, PLAIN)
+    plain = applied(calibration, PLAIN)
     count = lambda graph: sum(n.op == "call_function" for n in graph.program.graph.nodes)  # noqa: E731
     assert count(learned) == count(plain)
     assert error(learned, images, want) < 0.8 * error(plain, images, want)
@@ -102,7 +108,7 @@ def test_learned_rescales_move_into_norms_and_layers(blocks):
 
 def test_integers_stay_inside_their_bits(blocks):
     calibration, _, _ = blocks
-    program = apply(calibration, replace(LEARNED, reconstruct=10)).program
+    program = applied(calibration, replace(LEARNED, reconstruct=10)).program
     state = program.constants | program.state_dict
     integers = [value for value in state.values() if isinstance(value, torch.Tensor) and value.dtype is torch.int8]
     assert integers
