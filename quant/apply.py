@@ -181,7 +181,7 @@ def _kept(module: GraphModule) -> list[Refusal]:
         name = operator(node)
         value = node.meta.get("val")
         is_float = value is None or not hasattr(value, "dtype") or value.dtype.is_floating_point
-        if is_float and name not in MOVES and node.target.namespace not in QDQ:
+        if is_float and name not in MOVES and getattr(node.target, "namespace", "") not in QDQ:
             reason = KEPT_FLOAT.get(name, OTHER_OPERATOR)
             found.append(Refusal(f"{layer_name(node)} ({name})", reason))
     return found
