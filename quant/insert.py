@@ -37,7 +37,7 @@ def insert(
 ) -> None:
     """Rewrite the program in place.
 
-    quantized: layers by node name; ends: outputs and residual inputs by node name; makers: source of a group → the layer that takes a rescale of it, both by name.
+    By node name: quantized: layers; ends: outputs and residual inputs; makers: as in `Calibration`.
     """
     shrunk: dict[str, torch.Tensor] = {}  # output channels of a producer that are divided
     work: list[tuple[list[Layer], Node]] = []

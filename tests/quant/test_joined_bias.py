@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from edgevit.export.rewrite import PASSES, rewrite
 from edgevit.export.trace import trace
-from edgevit.quant.apply import find, quantize
+from edgevit.quant.apply import quantize
+from edgevit.quant.layers import find
 from edgevit.quant.scheme import QuantScheme
 from edgevit.stages import InputSpec
 
