@@ -1,4 +1,4 @@
-"""TensorRT takes what target `onnx` writes in int8: built ahead of time for compute capability 8.6, without a GPU."""
+"""TensorRT takes the int8 of target `onnx` and of its own policy: built for compute capability 8.6, without a GPU."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import torch
 from edgevit.export.to_onnx import to_onnx
 from edgevit.export.trace import trace
 from edgevit.quant.apply import quantize
+from edgevit.quant.policies import POLICIES
 from edgevit.reparameterize import reparameterize
 from edgevit.runtimes import runtime
 from edgevit.stages import InputSpec
@@ -15,8 +16,8 @@ from tests.quant.hybrids import HYBRIDS, build, draw
 pytest.importorskip("timm")
 rtx = pytest.importorskip("tensorrt_rtx")
 
-POLICY = runtime("onnx").policy
-QUICK = ("edgenext",)
+REWRITES = runtime("onnx").policy.rewrites
+QUICK = [("edgenext", "tensorrt")]
 
 
 def engine_size(path):
@@ -41,15 +42,15 @@ def check_symmetric(graph):
     assert all(n.args[2] == 0 and n.args[5] == torch.int8 for n in quantizers)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in HYBRIDS]
-)  # fmt: skip
-def test_a_hybrid_builds(name, tmp_path):
+@pytest.mark.parametrize(("name", "policy"), [
+    pytest.param(n, p, marks=[] if (n, p) in QUICK else pytest.mark.slow) for n in HYBRIDS for p in ("onnx", "tensorrt")
+])  # fmt: skip
+def test_a_hybrid_builds(name, policy, tmp_path):
     size = HYBRIDS[name].size
     spec = InputSpec(1, size, size)
     graph = trace(reparameterize(build(name), spec)[0], spec)
     calibration = [image[None].numpy() for image in draw(name, 4)]
-    quantized = quantize(graph, POLICY.scheme, POLICY.rewrites, calibration, len(calibration))
+    quantized = quantize(graph, POLICIES[policy], REWRITES, calibration, len(calibration))
     check_symmetric(quantized)
     to_onnx(quantized, tmp_path / "model.onnx")
     assert engine_size(tmp_path / "model.onnx") > 0
@@ -57,7 +58,7 @@ def test_a_hybrid_builds(name, tmp_path):
 
 @pytest.mark.parametrize("schedule", ["none", "tome:r=3", "evit:keep=0.5@1,2"])
 def test_a_plain_vit_builds_reduced_or_not(traced, images, schedule, tmp_path):
-    quantized = quantize(traced(schedule), POLICY.scheme, POLICY.rewrites, images, len(images))
+    quantized = quantize(traced(schedule), POLICIES["tensorrt"], REWRITES, images, len(images))
     assert quantized.inputs == INPUTS
     check_symmetric(quantized)
     to_onnx(quantized, tmp_path / "model.onnx")
