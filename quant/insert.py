@@ -56,8 +56,12 @@ def insert(
         work.append((active, value))
     for active, value in work:
         choice = quantized[active[0].node.name].choice
-        done = choice is None or value.name in ends  # quantized where it was made
-        x = value if done else _qdq(module, active[0].node, value, choice.quantizer, scheme)
+        # in `ends`: quantized where it was made
+        x = (
+            value
+            if choice is None or value.name in ends
+            else _qdq(module, active[0].node, value, choice.quantizer, scheme)
+        )
         for layer in active:
             state = quantized[layer.node.name]
             if layer.node.name in shrunk:

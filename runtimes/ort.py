@@ -24,6 +24,7 @@ W4_CONFIG = {"session.qdq_matmulnbits_accuracy_level": "1"}
 CONFIG = {"fp32": {}, "w4": W4_CONFIG}  # any other precision: INT8_CONFIG
 
 
+CPUINFO = Path("/proc/cpuinfo")
 WIDE_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 """x86 flags of instructions that sum u8 * s8 in 32 bits; older ones sum pairs in 16, which saturate."""
 
@@ -92,13 +93,12 @@ class Ort:
         return OrtSession(engine, threads)
 
 
-def _int8(machine: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def _int8() -> str:
     """The int8 of this machine. Where nothing tells whether an x86 CPU has VNNI or AMX, the one that needs neither."""
-    machine = (machine or platform.machine()).lower()
-    if machine.startswith(("arm", "aarch64")):
+    if platform.machine().lower().startswith(("arm", "aarch64")):
         return "int8+s8"
     try:
-        flags = set(cpuinfo.read_text().split())
+        flags = set(CPUINFO.read_text().split())
     except OSError:
         flags = set()
     return "int8" if flags & WIDE_SUMS else "int8+w7"

@@ -1,7 +1,9 @@
-"""TensorRT takes what target `onnx` writes in int8, fp8 and w4: built ahead of time, without a GPU.
+"""TensorRT takes what target `onnx` writes in int8, fp8 and w4, and its own policy: built ahead of time, without a GPU.
 
 int8 and w4 for compute capability 8.6; fp8 for 8.9, the first that has it.
 """
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from edgevit.export.to_onnx import to_onnx
 from edgevit.export.trace import trace
 from edgevit.quant.apply import quantize
+from edgevit.quant.policies import POLICIES
 from edgevit.reparameterize import reparameterize
 from edgevit.runtimes import runtime
 from edgevit.stages import InputSpec
@@ -19,7 +22,7 @@ pytest.importorskip("timm")
 rtx = pytest.importorskip("tensorrt_rtx")
 
 POLICY = runtime("onnx").policy
-QUICK = ("edgenext",)
+QUICK = [("edgenext", "tensorrt")]
 
 
 def engine_size(path, capability="SM86"):
@@ -44,15 +47,18 @@ def check_symmetric(graph):
     assert all(n.args[2] == 0 and n.args[5] == torch.int8 for n in quantizers)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in HYBRIDS]
-)  # fmt: skip
-def test_a_hybrid_builds(name, tmp_path):
+@pytest.mark.parametrize(("name", "policy"), [
+    pytest.param(n, p, marks=[] if (n, p) in QUICK else pytest.mark.slow) for n in HYBRIDS for p in ("onnx", "tensorrt")
+])  # fmt: skip
+def test_a_hybrid_builds(name, policy, tmp_path):
     size = HYBRIDS[name].size
     spec = InputSpec(1, size, size)
     graph = trace(reparameterize(build(name), spec)[0], spec)
     calibration = [image[None].numpy() for image in draw(name, 4)]
-    quantized = quantize(graph, POLICY.scheme, POLICY.rewrites, calibration, len(calibration))
+    scheme = POLICIES[policy]
+    if (name, policy) not in QUICK:  # where a Q/DQ is does not depend on how its scale was found
+        scheme = replace(scheme, ranges=("minmax",), equalize=False, compensate=False, correct_bias=False)
+    quantized = quantize(graph, scheme, POLICY.rewrites, calibration, len(calibration))
     check_symmetric(quantized)
     to_onnx(quantized, tmp_path / "model.onnx")
     assert engine_size(tmp_path / "model.onnx") > 0
@@ -60,7 +66,7 @@ def test_a_hybrid_builds(name, tmp_path):
 
 @pytest.mark.parametrize("schedule", ["none", "tome:r=3", "evit:keep=0.5@1,2"])
 def test_a_plain_vit_builds_reduced_or_not(traced, images, schedule, tmp_path):
-    quantized = quantize(traced(schedule), POLICY.scheme, POLICY.rewrites, images, len(images))
+    quantized = quantize(traced(schedule), POLICIES["tensorrt"], POLICY.rewrites, images, len(images))
     assert quantized.inputs == INPUTS
     check_symmetric(quantized)
     to_onnx(quantized, tmp_path / "model.onnx")

@@ -100,3 +100,31 @@ def test_int8_means_bf16_around_it_where_the_cpu_has_bf16(monkeypatch):
 
     monkeypatch.setattr(openvino, "Core", New)
     assert runtime("openvino").resolve("int8") == "int8+bf16"
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "precision"),
+    [
+        ("x86_64", "fpu avx2 avx512_vnni", "int8"),
+        ("x86_64", "fpu avx2 avx_vnni", "int8"),
+        ("x86_64", "fpu amx_tile amx_int8", "int8"),
+        ("x86_64", "fpu avx2 avx512f", "int8+w7"),
+        ("AMD64", None, "int8+w7"),  # no /proc/cpuinfo: the one that is right on every x86
+        ("aarch64", "asimd asimddp", "int8+s8"),
+        ("arm64", None, "int8+s8"),
+    ],
+)
+def test_int8_on_onnx_runtime_is_what_the_machine_computes_exactly(machine, flags, precision, tmp_path, monkeypatch):
+    from edgevit.runtimes import ort
+
+    cpuinfo = tmp_path / "cpuinfo"
+    if flags is not None:
+        cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(ort, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(ort.platform, "machine", lambda: machine)
+    target = runtime("ort")
+    assert target.resolve("int8") == precision
+    assert target.resolve("int8+w7") == "int8+w7"
+    assert target.policy.quantizes("int8+w7").weight_bits == 7
+    assert target.policy.quantizes("int8+s8").affine
+    assert target.policy.quantizes("int8") is target.policy.scheme
