@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgevit.quant.calibration import Calibration
-    from edgevit.quant.scheme import QuantScheme
     from edgevit.runtimes.base import Runtime
     from edgevit.stages import Checkpoint, Graph, InputSpec, ReducedModel, VitModel
 
@@ -151,11 +150,7 @@ class Road:
     reduced: ReducedModel | None
     graph: Graph
     calibration: Calibration | None
-
-    @property
-    def scheme(self) -> QuantScheme | None:
-        """What becomes an integer; None in float precisions."""
-        return self.target.policy.quantizes(self.precision)
+    gated: bool
 
     @property
     def is_reduced(self) -> bool:
@@ -193,7 +188,8 @@ def prepare(
         calibration = calibrate(graph, scheme, target.policy.rewrites, images, batches, progress)
     elif not schedule.is_none:
         graph = rewritten(graph, target.policy.forms)
-    return Road(checkpoint, target, precision, data, settings.labels, reduced, graph, calibration)
+    gated = settings.max_drop is not None
+    return Road(checkpoint, target, precision, data, settings.labels, reduced, graph, calibration, gated)
 
 
 def finish(road: Road, folder: Path, keep: Mapping[str, str], progress: Progress) -> Bundle:
@@ -213,7 +209,8 @@ def finish(road: Road, folder: Path, keep: Mapping[str, str], progress: Progress
     progress("check against eager", 0, 0)
     images, source = check_images(checkpoint.preprocess, road.data)
     reference = road.reduced.module if road.reduced else checkpoint.callable()
-    check = check_engine(engine, target, reference, images, source, road.is_reduced)
+    own = graph.program.module() if road.calibration else None
+    check = check_engine(engine, target, reference, images, source, road.is_reduced, own, road.gated)
     labels = copy_labels(road.labels, checkpoint.labels, folder, graph)
     manifest = make_manifest(checkpoint, target, engine, graph, road.reduced, check, labels)
     write_json(folder / MANIFEST, manifest)

@@ -179,6 +179,16 @@ def test_lossy_engine_that_computes_noise_is_not_kept(export, monkeypatch, pictu
     assert "mostly noise" in export("--target", "fake", "--int8", "--calib", pictures.csv)
 
 
+def test_quantized_engine_that_is_not_its_program_is_not_kept(export, monkeypatch, pictures):
+    from edgevit.runtimes.fake import FakeSession
+
+    right = FakeSession.run
+    monkeypatch.setattr(FakeSession, "run", lambda self, images: right(self, images) * 1.2)  # 14 dB: not mostly noise
+    assert "differs from its own quantized program by 0.2" in export(
+        "--target", "fake", "--int8", "--calib", pictures.csv
+    )
+
+
 # Gates
 
 
