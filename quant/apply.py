@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from edgevit.export.rewrite import Node, sweep
 from edgevit.export.trace import export_program
 from edgevit.quant import residuals
-from edgevit.quant.calibrate import Observed
 from edgevit.quant.calibration import Calibration, Progress, calibrate, end, silent
 from edgevit.quant.correct import Quantized, correct, start
 from edgevit.quant.equalize import Choice, Equalization
 from edgevit.quant.flow import operator
 from edgevit.quant.insert import insert
 from edgevit.quant.layers import CONVS, LINEAR, Group, Layer, layer_name
+from edgevit.quant.observe import Observed
 from edgevit.quant.ranges import fake_quantize, search
 from edgevit.quant.reconstruct import Reconstruction
 from edgevit.quant.rules import quantizable

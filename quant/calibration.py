@@ -11,10 +11,10 @@ import torch
 from edgevit.errors import QuantError
 from edgevit.export.rewrite import Node, rewrite
 from edgevit.quant import residuals
-from edgevit.quant.calibrate import Observed, observe
 from edgevit.quant.equalize import Choice, choose
 from edgevit.quant.fold import norm, producers
 from edgevit.quant.layers import Group
+from edgevit.quant.observe import Observed, observe
 from edgevit.quant.rules import quantizable, reads_image
 from edgevit.quant.scheme import QuantScheme
 from edgevit.quant.streams import Values, walk

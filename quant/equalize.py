@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
-from edgevit.quant.calibrate import Observed
 from edgevit.quant.flow import operator
 from edgevit.quant.layers import Group, Layer
+from edgevit.quant.observe import Observed
 from edgevit.quant.ranges import LEAST, affine, candidates, dequantize_weight, fake_quantize
 from edgevit.quant.scheme import Affine, QuantScheme
 from edgevit.quant.weights import round_weight

@@ -86,7 +86,8 @@ def reconstruct(
     inputs: dict[int, _Input] = {}
     layers = {node: _Layer(state, inputs, scheme, generator) for node, state in states.items()}
     parameters: dict[str, list[torch.Tensor]] = {"weight": [], "bias": [], "scale": [], "channels": []}
-    for part in (*layers.values(), *inputs.values()):
+    parts: list[_Layer | _Input] = [*layers.values(), *inputs.values()]
+    for part in parts:
         for name, value in part.learned().items():
             parameters[name].append(value)
     adam = torch.optim.Adam([{"params": p, "lr": RATES[n], "full": RATES[n]} for n, p in parameters.items() if p])

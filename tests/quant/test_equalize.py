@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from edgevit.quant import equalize
-from edgevit.quant.calibrate import Observed
 from edgevit.quant.equalize import Equalization, choose
 from edgevit.quant.layers import find
+from edgevit.quant.observe import Observed
 from edgevit.quant.scheme import QuantScheme
 
 

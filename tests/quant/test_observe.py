@@ -7,7 +7,7 @@ from torch import nn
 
 from edgevit.errors import QuantError
 from edgevit.export.trace import trace
-from edgevit.quant.calibrate import ROWS, observe
+from edgevit.quant.observe import ROWS, observe
 from edgevit.stages import InputSpec
 
 SPEC = InputSpec(1, 2, 2)

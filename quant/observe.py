@@ -1,4 +1,4 @@
-"""Calibration: stream images through the program and remember a bounded sample of each quantized input."""
+"""Observation: stream images through the program and remember a bounded sample of each quantized input."""
 
 from __future__ import annotations
 
