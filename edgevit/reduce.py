@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from edgevit.errors import ScheduleError
+from edgevit.flops import flop_counter
 from edgevit.reduced_vit import ReducedVit, Step
 from edgevit.stages import ReducedModel, Stage, VitModel
 from edgevit.tokens import method
@@ -28,9 +29,7 @@ def dense_macs(module: nn.Module, shape: tuple[int, int, int, int]) -> int:
 
 def count_macs(run: Callable[[], object]) -> int:
     """Multiply-accumulates of whatever `run` computes."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     with torch.enable_grad(), counter:  # its module hooks fail without gradients where a module's input is a parameter
         run()
     return int(counter.get_total_flops()) // 2

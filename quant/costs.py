@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Interpreter
-from torch.utils.flop_counter import FlopCounterMode
 
 from edgevit.export.rewrite import Node, attribute
+from edgevit.flops import flop_counter
 from edgevit.quant.flow import Flow, operator
 from edgevit.quant.layers import layer_name
 from edgevit.quant.regions import REGIONS, regions, units
@@ -54,7 +54,7 @@ def node_macs(module: GraphModule) -> dict[Node, int]:
                 found[n] = (counter.get_total_flops() - before) // 2
             return value
 
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     image = Flow(module).image.meta["val"]
     with torch.enable_grad(), counter:  # as edgevit.reduce.count_macs
         Counted(module).run(torch.zeros(image.shape))

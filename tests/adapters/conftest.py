@@ -120,13 +120,12 @@ def separate_parts_agree(parts):
 
 def costs_are_counted(parts, spec="tome:r=3"):
     """What torch counts in the reduced model without its reducers is what the schedule was told, to the last unit."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+    from edgevit.flops import flop_counter
     from edgevit.reduce import reduce
     from edgevit.tokens.schedule import parse_schedule
 
     reduced = reduce(parts, parse_schedule(spec))
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    with torch.enable_grad(), flop_counter() as counter:
         reduced.module(images_of(parts, 1))
     flops = counter.get_flop_counts()
     moving = sum(sum(made.values()) for name, made in flops.items() if name.endswith(".reducer"))

@@ -5,12 +5,12 @@ import types
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from edgevit.adapters import adapt
 from edgevit.errors import ScheduleError, UnsupportedModel
 from edgevit.export.to_onnx import to_onnx
 from edgevit.export.trace import trace
+from edgevit.flops import flop_counter
 from edgevit.reduce import dense_macs, reduce
 from edgevit.reduced_vit import dense_parts
 from edgevit.stages import InputSpec
@@ -165,7 +165,7 @@ def test_counted_macs_are_what_is_multiplied(model_of, family):
     assert dense > count_tokens(TokenSchedule.none(), parts.stages, 0).macs  # a stem and a head remain
     for view, x in zip(parts.blocks, entering(parts), strict=True):
         count = x.shape[1]
-        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        with torch.enable_grad(), flop_counter() as counter:
             tap = view.project(x, Tokens())
             view.feed_forward(view.finish(x, view.attend(tap, False)[0], tap)[:, : count // 2])
         network = 0  # version 2 of Swin computes its bias from coordinates, once

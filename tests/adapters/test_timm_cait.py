@@ -47,14 +47,13 @@ def test_the_trunk_has_no_class_token_whose_attention_could_be_read(parts_of):
 
 def test_costs_are_counted(parts_of):
     """The head's class attention gets cheaper too, which the convention leaves out: compare block by block."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+    from edgevit.flops import flop_counter
     from edgevit.tokens.macs import block_macs
     from edgevit.tokens.protocol import Tokens
 
     for block in parts_of("cait").blocks:
         x = torch.randn(1, 16, 48)
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             tap = block.project(x, Tokens())
             x = block.finish(x, block.attend(tap, False)[0], tap)
             block.feed_forward(x[:, :11])
