@@ -52,16 +52,17 @@ class Bundle:
         """Read and verify: schema, required keys, the sha256 of every file. Raises BundleError."""
         manifest = _read_manifest(folder)
         for name, digest in manifest["files"].items():
-            if Path(name).name != name:
-                raise BundleError(f"{folder}: the manifest names {name!r}, which is not a plain file name")
+            if not _inside(name):
+                raise BundleError(f"{folder}: the manifest names {name!r}, which is not a path inside the bundle")
             path = folder / name
-            if not path.is_file() or path.is_symlink():
+            if not path.is_file() or _has_link(folder, name):
                 raise BundleError(f"{folder} is incomplete: {name} is missing; export it again")
             if sha256_file(path) != digest:
                 raise BundleError(
                     f"{folder}: {name} is not the file that was exported (sha256 differs); export it again"
                 )
-        if manifest["entry"] not in manifest["files"]:
+        entry = str(manifest["entry"])
+        if not any(name == entry or name.startswith(f"{entry}/") for name in manifest["files"]):
             raise BundleError(f"{folder}: entry {manifest['entry']!r} is not among the files; export it again")
         return cls(folder, manifest)
 
@@ -100,6 +101,18 @@ class Bundle:
     def size_bytes(self) -> int:
         """Bytes of the engine files."""
         return sum((self.folder / f).stat().st_size for f in self.manifest["files"])
+
+
+def _inside(name: str) -> bool:
+    """Whether a name is a plain relative path with forward slashes that never leaves its folder."""
+    parts = name.split("/")
+    return "\\" not in name and ":" not in name and all(part not in ("", ".", "..") for part in parts)
+
+
+def _has_link(folder: Path, name: str) -> bool:
+    """Whether the file, or a folder between the bundle and it, is a link."""
+    path = folder / name
+    return any((folder / part).is_symlink() for part in [name, *map(str, path.relative_to(folder).parents)][:-1])
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

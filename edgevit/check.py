@@ -123,6 +123,8 @@ def _judge(
     decibel = 10 * np.log10(max(float(np.square(flat_want).mean()), 1e-30) / max(noise, 1e-30))
     tolerance = target.policy.tolerance[precision]
     result = {
+        "by": target.checked_by,
+        "unverified": list(target.unverified),
         "max_abs_diff": float(difference.max()),
         "relative_diff": float(difference.max()) / scale,
         "reference": "eager fp32",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from edgevit.bundle import Bundle
 from edgevit.devices.plan import Job
+from edgevit.errors import MeasureError
 from edgevit.runtimes import runtime
 
 
 def job(bundle: Bundle, name: str | None = None) -> Job:
-    """The measurement job of a verified bundle."""
-    engine = bundle.engine
+    """The measurement job of a verified bundle. Raises MeasureError where this machine cannot time it."""
+    engine, target = bundle.engine, runtime(bundle.manifest["target"])
+    if not target.runner:
+        raise MeasureError(f"{bundle.name}: this machine cannot time {target.name}: {target.runs_here()}")
     return Job(
         bundle=name or bundle.name,
-        runner=runtime(bundle.manifest["target"]).runner,
+        runner=target.runner,
         engine=engine.folder / engine.entry,
         options=dict(engine.options),
         input_name=engine.inputs.name,

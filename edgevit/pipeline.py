@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ class ExportSettings:
     preprocess: Path | None = None
     labels: Path | None = None
     device: str = "local"
+    options: Mapping[str, str] = field(default_factory=dict)  # of the target
     trust_pickle: bool = False
     force: bool = False
 
@@ -98,7 +99,7 @@ class Exported:
 
 def export(settings: ExportSettings, progress: Progress = silent) -> Exported:
     """MODEL → bundle. Raises EdgeVitError; on any failure nothing is left at `settings.out`."""
-    target = runtime(settings.target)
+    target = runtime(settings.target, settings.options)
     target.version()
     precision = resolved(target, settings.precision)
     schedule = parse_schedule(settings.reduce)

@@ -231,7 +231,10 @@ class QuantizedGraph(Graph):
 
 @dataclass(frozen=True)
 class Engine:
-    """Files of a compiled model inside `folder`, and how the runtime must open them."""
+    """Files of a compiled model inside `folder`, and how the runtime must open them.
+
+    files: paths with forward slashes, relative to the folder. entry: one of them, or a folder that holds some.
+    """
 
     folder: Path
     runtime: str

@@ -16,6 +16,7 @@ _ONNX = QuantScheme(activations="int8")
 # QGemm wants its bias in int32. A convolution with rounded inputs and a float output runs in float, slower than
 # without: hybrids fell to 0.5 to 0.8 of their float32 speed.
 _ORT = QuantScheme(activations="uint8", integer_bias=True, layers=("linear",))
+_OPENVINO = QuantScheme(activations="uint8")
 _APPLE = QuantScheme(activations="int8", residuals="both")
 
 POLICIES: Mapping[str, QuantScheme] = MappingProxyType({
@@ -32,7 +33,8 @@ POLICIES: Mapping[str, QuantScheme] = MappingProxyType({
     "ort-w7": replace(_ORT, weight_bits=7),
     # ARM's dot products (asimddp, i8mm) multiply s8 by s8; an offset costs nothing there.
     "ort-s8": replace(_ORT, activations="int8", affine=True),
-    "openvino": QuantScheme(activations="uint8"),
+    "openvino": _OPENVINO,
+    "openvino-w7": replace(_OPENVINO, weight_bits=7),  # as "ort-w7": the same instructions
     # W8A8 on the Neural Engine (A17 Pro, M4 and later). Its tools quantize in front of an add on both sides.
     "coreml": _APPLE,
     # Its own default quantizes adds, products and softmax everywhere; this is what is left of it for a transformer.

@@ -7,6 +7,8 @@ version cannot build, with the reason.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from edgevit.errors import RuntimeRefusal
@@ -34,8 +36,8 @@ ALIASES = {
 }
 
 
-def runtime(name: str) -> Runtime:
-    """The runtime of a target name or alias. Raises RuntimeRefusal with what to type instead."""
+def runtime(name: str, options: Mapping[str, str] | None = None) -> Runtime:
+    """The runtime of a target name or alias, with its options set. Raises RuntimeRefusal with what to type instead."""
     key = ALIASES.get(name.lower(), name.lower())
     if key == "apple":
         raise RuntimeRefusal("target 'apple' is two: coreml (iOS 17 to 26) or coreai (iOS and macOS 27); name one")
@@ -45,5 +47,11 @@ def runtime(name: str) -> Runtime:
     if key not in known:
         hint = did_you_mean(key, [*TARGETS, *PLANNED, *ALIASES])
         raise RuntimeRefusal(f"unknown target {name!r}{hint}; targets: {', '.join(TARGETS)}")
-    found: Runtime = named(known[key])()
+    cls = named(known[key])
+    names = [field.name for field in fields(cls)]
+    for option in options or ():
+        if option not in names:
+            has = f"its options: {', '.join(names)}" if names else "it has none"
+            raise RuntimeRefusal(f"target {key} has no option {option!r}{did_you_mean(option, names)}; {has}")
+    found: Runtime = cls(**(options or {}))
     return found

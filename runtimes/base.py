@@ -58,13 +58,20 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """One target."""
+    """One target: a frozen dataclass whose fields are its options (`--option NAME=VALUE`), strings with defaults.
+
+    An option's value is checked where it is set: RuntimeRefusal.
+    """
 
     name: str
     extra: str
     """The pip extra that brings its packages."""
     runner: str
-    """Which script of devices/ measures its engines (a key of `edgevit.devices.plan.RUNNERS`)."""
+    """Which script of devices/ measures its engines (a key of `edgevit.devices.plan.RUNNERS`); "" where none can."""
+    checked_by: str
+    """What `open` runs on this machine, and so what the numeric check has seen."""
+    unverified: tuple[str, ...]
+    """What only the real device can tell, a sentence each."""
     policy: Policy
 
     def version(self) -> str:
@@ -73,11 +80,14 @@ class Runtime(Protocol):
     def resolve(self, precision: str) -> str:
         """The exact precision that a short name means on this machine (`int8` → `int8+bf16`)."""
 
+    def runs_here(self) -> str | None:
+        """None where this machine runs the engine itself, else why not."""
+
     def refuses(self, graph: Graph) -> list[Refusal]:
         """Nodes of the program this target cannot take, each with the reason; empty when it can."""
 
     def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
-        """Compile into `folder`. Raises RuntimeRefusal, MissingExtra."""
+        """Compile into `folder`; the files may lie in folders of their own. Raises RuntimeRefusal, MissingExtra."""
 
     def open(self, engine: Engine, threads: int | None = None) -> Session:
-        """Load an engine and be ready to run it."""
+        """Load what was written and be ready to run it, by `checked_by`. Raises RuntimeRefusal, MissingExtra."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+@dataclass(frozen=True)
 class Fake:
     """Saves the program with torch.export and runs it eagerly; latencies come from `runner_fake.py`."""
 
     name = "fake"
     extra = "test"
     runner = "fake"
+    checked_by = "the program itself, in torch (fake)"
+    unverified = ()
     policy = Policy(
         precisions=("fp32", "int8"),
         int8="int8",
@@ -35,6 +39,10 @@ class Fake:
     def resolve(self, precision: str) -> str:
         """Names are exact already."""
         return precision
+
+    def runs_here(self) -> str | None:
+        """It does."""
+        return None
 
     def refuses(self, graph: Graph) -> list[Refusal]:
         """Nothing."""

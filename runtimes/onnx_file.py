@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from edgevit.runtimes.ort import OrtSession
 from edgevit.stages import Engine, Graph, Refusal
 
 
+@dataclass(frozen=True)
 class OnnxFile:
     """The interchange file itself: for tools downstream of edgevit."""
 
     name = "onnx"
     extra = "onnx"
     runner = "ort"
+    checked_by = "the file as written, in ONNX Runtime with optimizations off"
+    unverified = ("what the tool that reads this file makes of it",)
     policy = Policy(
         precisions=("fp32", "int8", "w8a16", "w8", "w4", "fp8"),
         others=("w8a16", "w8", "w4", "fp8"),
@@ -47,6 +51,10 @@ class OnnxFile:
     def resolve(self, precision: str) -> str:
         """Names are exact already."""
         return precision
+
+    def runs_here(self) -> str | None:
+        """It does."""
+        return None
 
     def refuses(self, graph: Graph) -> list[Refusal]:
         """Whatever torch's exporter takes; it names the operator itself when it does not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from edgevit.errors import RuntimeRefusal, missing_extra
 from edgevit.export.to_onnx import to_onnx
 from edgevit.quant.policies import POLICIES
 from edgevit.runtimes.base import Policy, Session
+from edgevit.runtimes.cpu import has_wide_sums, is_arm
 from edgevit.stages import Engine, Graph, Refusal
 
 if TYPE_CHECKING:
@@ -24,17 +25,15 @@ W4_CONFIG = {"session.qdq_matmulnbits_accuracy_level": "1"}
 CONFIG = {"fp32": {}, "w4": W4_CONFIG}  # any other precision: INT8_CONFIG
 
 
-CPUINFO = Path("/proc/cpuinfo")
-WIDE_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}
-"""x86 flags of instructions that sum u8 * s8 in 32 bits; older ones sum pairs in 16, which saturate."""
-
-
+@dataclass(frozen=True)
 class Ort:
     """ONNX Runtime, CPU execution provider."""
 
     name = "ort"
     extra = "ort"
     runner = "ort"
+    checked_by = "the engine, in ONNX Runtime on this CPU"
+    unverified = ()
     policy = Policy(
         precisions=("fp32", "int8", "int8+w7", "int8+s8", "w8a16", "w8", "w4"),
         others=("w8a16", "w8", "w4"),
@@ -74,7 +73,13 @@ class Ort:
 
         A bundle for another machine names its own; `int8+w7` is right on every x86.
         """
-        return _int8() if precision == "int8" else precision
+        if precision != "int8":
+            return precision
+        return "int8+s8" if is_arm() else "int8" if has_wide_sums() else "int8+w7"
+
+    def runs_here(self) -> str | None:
+        """It does."""
+        return None
 
     def refuses(self, graph: Graph) -> list[Refusal]:
         """Whatever torch's exporter takes; it names the operator itself when it does not."""
@@ -91,17 +96,6 @@ class Ort:
     def open(self, engine: Engine, threads: int | None = None) -> Session:
         """Open with the engine's session options."""
         return OrtSession(engine, threads)
-
-
-def _int8() -> str:
-    """The int8 of this machine. Where nothing tells whether an x86 CPU has VNNI or AMX, the one that needs neither."""
-    if platform.machine().lower().startswith(("arm", "aarch64")):
-        return "int8+s8"
-    try:
-        flags = set(CPUINFO.read_text().split())
-    except OSError:
-        flags = set()
-    return "int8" if flags & WIDE_SUMS else "int8+w7"
 
 
 def import_ort() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,29 +11,34 @@ from edgevit.errors import RuntimeRefusal, missing_extra
 from edgevit.quant.policies import POLICIES
 from edgevit.quiet import quiet
 from edgevit.runtimes.base import Policy, Session
+from edgevit.runtimes.cpu import has_wide_sums, is_arm
 from edgevit.stages import Engine, Graph, QuantizedGraph, Refusal
 
 if TYPE_CHECKING:
     import numpy as np
 
-HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8+fp32": "f32", "int8+bf16": "bf16", "w4": "f32"}
+HINTS = {"bf16": "bf16", "fp16": "f16", "int8+bf16": "bf16"}  # any other precision: f32
 CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 # Left to itself the plugin rounds the inputs of 4-bit weights to 8 bits, group by group.
 EXTRA = {"w4": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}}
 LATENCY = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
 
 
+@dataclass(frozen=True)
 class OpenVino:
     """OpenVINO IR. The inference precision of everything that is not int8 is always set, never left to a default."""
 
     name = "openvino"
     extra = "openvino"
     runner = "openvino"
+    checked_by = "the engine, in OpenVINO on this CPU"
+    unverified = ()
     policy = Policy(
-        precisions=("fp32", "bf16", "fp16", "int8", "int8+fp32", "int8+bf16", "w4"),
+        precisions=("fp32", "bf16", "fp16", "int8", "int8+fp32", "int8+w7", "int8+bf16", "w4"),
         others=("w4",),
         int8="int8",
         scheme=POLICIES["openvino"],
+        schemes={"int8+w7": POLICIES["openvino-w7"]},
         rewrites=(
             "fold_batch_norm",
             "fold_layer_scale",
@@ -47,7 +53,15 @@ class OpenVino:
         forms=("split_qkv", "fold_attention_scale", "fold_norm_affine"),  # by head or without the batch axis: no faster
         # fp32: other summation order. bf16 keeps 8 bits of mantissa, fp16 11; both round at every operator, and a
         # rounded similarity may pick another, nearly equal, token: judged by agreement like int8.
-        tolerance={"fp32": 1e-4, "bf16": None, "fp16": None, "int8+fp32": None, "int8+bf16": None, "w4": None},
+        tolerance={
+            "fp32": 1e-4,
+            "bf16": None,
+            "fp16": None,
+            "int8+fp32": None,
+            "int8+w7": None,
+            "int8+bf16": None,
+            "w4": None,
+        },
     )
 
     def version(self) -> str:
@@ -55,14 +69,21 @@ class OpenVino:
         return str(_openvino().__version__)
 
     def resolve(self, precision: str) -> str:
-        """`int8` leaves the rest in bf16 where this CPU computes bf16 natively, else in fp32."""
+        """`int8` leaves the rest in bf16 where this CPU computes bf16 natively, else in fp32.
+
+        On an x86 CPU whose 8-bit sums saturate, weights have 7 bits; a bundle for another machine names its own.
+        """
         capable = set(_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         if precision == "int8":
-            return "int8+bf16" if "BF16" in capable else "int8+fp32"
-        wanted = CAPABILITY[HINTS[precision]]
+            return "int8+bf16" if "BF16" in capable else "int8+fp32" if is_arm() or has_wide_sums() else "int8+w7"
+        wanted = CAPABILITY[_hint(precision)]
         if wanted not in capable:
             raise RuntimeRefusal(f"this CPU does not compute {wanted} (it has {', '.join(sorted(capable))}); use fp32")
         return precision
+
+    def runs_here(self) -> str | None:
+        """It does."""
+        return None
 
     def refuses(self, graph: Graph) -> list[Refusal]:
         """Its converter names the operators it does not know; there is no list to ask beforehand."""
@@ -88,15 +109,20 @@ class OpenVino:
         model.reshape({graph.inputs.name: list(graph.inputs.shape)})
         _number_by_place(model)
         ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
-        if HINTS[precision] != "f32":
+        if _hint(precision) != "f32":
             keep_float32(folder / "model.xml", deciding(decoder.pt_module))
         files = ("model.xml", "model.bin")
-        options = {"config": {"INFERENCE_PRECISION_HINT": HINTS[precision], **LATENCY, **EXTRA.get(precision, {})}}
+        options = {"config": {"INFERENCE_PRECISION_HINT": _hint(precision), **LATENCY, **EXTRA.get(precision, {})}}
         return Engine(folder, self.name, str(ov.__version__), precision, files[0], files, graph.inputs, options)
 
     def open(self, engine: Engine, threads: int | None = None) -> Session:
         """Compile for this CPU."""
         return OpenVinoSession(engine, threads)
+
+
+def _hint(precision: str) -> str:
+    """Inference precision of everything that is not an integer."""
+    return HINTS.get(precision, "f32")
 
 
 def _number_by_place(model: Any) -> None:

@@ -7,18 +7,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgevit.commands.terminal import add_model_flags, note, print_json, progress
+from edgevit.commands.terminal import add_model_flags, named_value, note, print_json, progress
 from edgevit.errors import GateFailed
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of export."""
     add_model_flags(parser)
-    parser.add_argument("--target", required=True, metavar="TARGET", help="onnx, ort, openvino (see `edgevit targets`)")
+    parser.add_argument("--target", required=True, metavar="TARGET", help="see `edgevit targets`")
+    parser.add_argument(
+        "--option",
+        dest="options",
+        type=named_value,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the target, see `edgevit targets` (repeat)",
+    )
     parser.add_argument("--reduce", default="none", metavar="SPEC", help="token schedule, for example tome:r=60/40@5,9")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--int8", dest="precision", action="store_const", const="int8", help="needs --calib")
-    precision.add_argument("--fp16", dest="precision", action="store_const", const="fp16", help="openvino only")
+    precision.add_argument(
+        "--fp16", dest="precision", action="store_const", const="fp16", help="where the target has it"
+    )
     precision.add_argument("--precision", dest="precision", metavar="P", help="fp32, bf16, int8, int8+bf16, ...")
     parser.add_argument("--calib", type=Path, metavar="DATA", help="calibration images (CSV or folder)")
     parser.add_argument("--eval", type=Path, metavar="DATA", help="labelled images: accuracy beside the dense baseline")
@@ -37,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     from edgevit.pipeline import ExportSettings, export
     from edgevit.runtimes import runtime
 
-    target = runtime(arguments.target).name  # a misspelt target fails before anything is loaded
+    options = dict(arguments.options)
+    target = runtime(arguments.target, options).name  # a misspelt target fails before anything is loaded
     out = arguments.out or Path(_default_name(arguments, target))
     settings = ExportSettings(
         model=arguments.model,
@@ -55,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         preprocess=arguments.preprocess,
         labels=arguments.labels,
         device=arguments.device,
+        options=options,
         trust_pickle=arguments.trust_pickle,
         force=arguments.force,
     )
@@ -97,6 +110,9 @@ def _print(result: dict[str, object]) -> None:
         f"  check     {checks['sqnr_db']:.0f} dB against {checks['reference']} on {checks['images']} images "
         f"({checks['image_source']}), same top-1 on {checks['agreement']:.0f} %"
     )
+    print(f"            by {checks['by']}")
+    for text in checks["unverified"]:
+        print(f"  not seen  {text}")
     if kept:
         print(f"  float     {len(kept)} operators, each with its reason in {result['bundle']}/manifest.json")
     if isinstance(result["gate"], dict):

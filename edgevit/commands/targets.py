@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from typing import Any
 
 from edgevit.commands.terminal import print_json, print_table
@@ -22,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     table = Table()
-    for column in ("target", "builds here", "runs here", "version", "precisions", "to get it"):
+    for column in ("target", "builds here", "runs here", "version", "precisions", "options", "remarks"):
         table.add_column(column)
     for row in rows:
         yes = {True: "yes", False: "no"}
@@ -32,7 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
             yes[row["runs_here"]],
             row["version"] or "",
             ", ".join(row["precisions"]),
-            row["install"] if not row["available"] else "",
+            ", ".join(f"{name}={value}" for name, value in row["options"].items()),
+            row["reason"] if row["available"] else row["install"],
         )
     print_table(table)
     return 0
@@ -56,11 +58,12 @@ def survey() -> list[dict[str, Any]]:
                 "name": name,
                 "available": version is not None,
                 "builds_here": version is not None,
-                "runs_here": version is not None,
+                "runs_here": version is not None and target.runs_here() is None,
                 "install": f"pip install 'edgevit[{target.extra}]'",
                 "version": version,
                 "precisions": list(target.policy.precisions),
-                "reason": reason,
+                "options": {f.name: f.default for f in fields(target)},
+                "reason": reason or target.runs_here() or "",
             }
         )
     for name in PLANNED:
@@ -70,6 +73,7 @@ def survey() -> list[dict[str, Any]]:
             "runs_here": False,
             "version": None,
             "precisions": [],
+            "options": {},
         }
         reason = "not in this version of edgevit"
         rows.append({"name": name, **absent, "install": reason, "reason": reason})

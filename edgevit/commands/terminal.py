@@ -72,6 +72,14 @@ def image_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def named_value(text: str) -> tuple[str, str]:
+    """`NAME=VALUE` → both."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """MODEL and how to read it."""
     from pathlib import Path

@@ -56,17 +56,19 @@ def eager():
 
 @pytest.fixture(scope="session")
 def graph(eager):
-    """Factory: the Graph of a schedule, quantized for a target when one is named."""
+    """Factory: the Graph of a schedule, quantized for a target when one is named; by default as this machine wants."""
     graphs = {}
 
-    def get(schedule="none", target=None):
-        key = schedule, target
+    def get(schedule="none", target=None, precision="int8"):
+        precision = target and runtime(target).resolve(precision)
+        key = schedule, target, precision
         if key not in graphs:
             if target is None:
                 graphs[key] = trace(eager(schedule), INPUTS)
             else:
                 policy = runtime(target).policy
-                graphs[key] = quantize(get(schedule), policy.scheme, policy.rewrites, drawn(0, 8), 8)
+                scheme = policy.quantizes(precision)
+                graphs[key] = quantize(get(schedule), scheme, policy.rewrites, drawn(0, 8), 8)
         return graphs[key]
 
     return get
@@ -82,9 +84,10 @@ def engine(graph, tmp_path_factory):
         key = target, schedule, precision
         if key not in engines:
             found = runtime(target)
-            program = graph(schedule, target if precision.startswith("int8") else None)
+            exact = found.resolve(precision)
+            program = graph(schedule, target if precision.startswith("int8") else None, exact)
             assert found.refuses(program) == []
-            engines[key] = found, found.build(program, tmp_path_factory.mktemp("engine"), found.resolve(precision))
+            engines[key] = found, found.build(program, tmp_path_factory.mktemp("engine"), exact)
         return engines[key]
 
     return get

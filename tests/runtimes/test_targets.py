@@ -35,6 +35,28 @@ def test_every_precision_has_a_tolerance(name):
         assert exact in target.policy.tolerance
 
 
+def test_an_unknown_option_is_refused_with_those_there_are(monkeypatch):
+    from dataclasses import make_dataclass
+
+    from edgevit import runtimes
+
+    with pytest.raises(RuntimeRefusal, match="target ort has no option 'threads'; it has none"):
+        runtime("ort", {"threads": "2"})
+    made = make_dataclass("Made", [("deployment", str, "new")], frozen=True)
+    monkeypatch.setattr(runtimes, "named", lambda path: made)
+    assert runtime("ort", {"deployment": "old"}).deployment == "old"
+    with pytest.raises(RuntimeRefusal, match=r"no option 'deploy' \(did you mean deployment\?\); its options: deploy"):
+        runtime("ort", {"deploy": "old"})
+
+
+@pytest.mark.parametrize("name", [*TARGETS, *HIDDEN])
+def test_every_target_says_what_its_check_runs(name):
+    target = runtime(name)
+    assert target.checked_by
+    assert isinstance(target.unverified, tuple)
+    assert target.runner or target.runs_here()  # who cannot time an engine says why
+
+
 @pytest.mark.parametrize(
     ("alias", "name"), [("onnxruntime", "ort"), ("ov", "openvino"), ("ORT", "ort"), ("OpenVINO", "openvino")]
 )
@@ -82,6 +104,7 @@ def test_a_precision_this_cpu_does_not_compute_is_refused(precision, monkeypatch
             return ["FP32", "INT8", "BIN"]
 
     monkeypatch.setattr(openvino, "Core", Old)
+    monkeypatch.setattr("edgevit.runtimes.ov.has_wide_sums", lambda: True)
     target = runtime("openvino")
     with pytest.raises(
         RuntimeRefusal, match=rf"this CPU does not compute {precision.upper()} \(it has .*FP32.*\); use fp32"
@@ -102,6 +125,25 @@ def test_int8_means_bf16_around_it_where_the_cpu_has_bf16(monkeypatch):
     assert runtime("openvino").resolve("int8") == "int8+bf16"
 
 
+@pytest.mark.parametrize(("flags", "precision"), [("avx2 avx_vnni", "int8+fp32"), ("avx2 avx512f", "int8+w7")])
+def test_int8_on_openvino_has_7_bit_weights_where_sums_of_products_saturate(flags, precision, tmp_path, monkeypatch):
+    openvino = pytest.importorskip("openvino")
+    from edgevit.runtimes import cpu
+
+    class Old:
+        def get_property(self, device, name):
+            return ["FP32", "INT8"]
+
+    (tmp_path / "cpuinfo").write_text(f"flags: {flags}")
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(openvino, "Core", Old)
+    target = runtime("openvino")
+    assert target.resolve("int8") == precision
+    assert target.policy.quantizes("int8+w7").weight_bits == 7
+    assert target.policy.quantizes("int8+fp32").weight_bits == 8
+
+
 @pytest.mark.parametrize(
     ("machine", "flags", "precision"),
     [
@@ -115,13 +157,13 @@ def test_int8_means_bf16_around_it_where_the_cpu_has_bf16(monkeypatch):
     ],
 )
 def test_int8_on_onnx_runtime_is_what_the_machine_computes_exactly(machine, flags, precision, tmp_path, monkeypatch):
-    from edgevit.runtimes import ort
+    from edgevit.runtimes import cpu
 
     cpuinfo = tmp_path / "cpuinfo"
     if flags is not None:
         cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
-    monkeypatch.setattr(ort, "CPUINFO", cpuinfo)
-    monkeypatch.setattr(ort.platform, "machine", lambda: machine)
+    monkeypatch.setattr(cpu, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(cpu.platform, "machine", lambda: machine)
     target = runtime("ort")
     assert target.resolve("int8") == precision
     assert target.resolve("int8+w7") == "int8+w7"
