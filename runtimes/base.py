@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from edgevit.quant.scheme import OTHERS, QuantScheme
 
@@ -63,6 +63,7 @@ class Runtime(Protocol):
     An option's value is checked where it is set: RuntimeRefusal.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     name: str
     extra: str
     """The pip extra that brings its packages."""
