@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A checkout must be installed to be imported; SAFEPATH keeps the folder names export, quant, ... from shadowing it.
 export PYTHONSAFEPATH := 1
 
-.PHONY: install demo test test-slow support lint types clean
+.PHONY: install demo test test-slow support targets lint types clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -30,6 +30,9 @@ test-slow: install ## what takes longer
 
 support: install ## docs/support.md: every method on every family, exported and verified
 	$(BIN)/python tests/support.py
+
+targets: install ## docs/targets.md: models on every target in every precision; ASSETS is the folder of real weights
+	$(BIN)/python tests/targets.py $(ASSETS) -o runs/targets
 
 lint: install
 	$(BIN)/ruff check .
