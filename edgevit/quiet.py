@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -20,3 +22,17 @@ def quiet(*loggers: str) -> Iterator[None]:
     finally:
         for logger, disabled in zip(found, before, strict=True):
             logger.disabled = disabled
+
+
+@contextlib.contextmanager
+def quiet_descriptor() -> Iterator[None]:
+    """Silence what native code writes to standard error by itself; what fails still raises."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)

@@ -21,9 +21,10 @@ TARGETS = {
     "onnx": "edgevit.runtimes.onnx_file:OnnxFile",
     "ort": "edgevit.runtimes.ort:Ort",
     "openvino": "edgevit.runtimes.ov:OpenVino",
+    "coreai": "edgevit.runtimes.core_ai:CoreAi",
 }
 HIDDEN = {"fake": "edgevit.runtimes.fake:Fake"}  # for tests: builds and runs without any package
-PLANNED = ("trt", "trt-rtx", "coreml", "coreai", "executorch", "web")
+PLANNED = ("trt", "trt-rtx", "coreml", "executorch", "web")
 ALIASES = {
     "onnxruntime": "ort",
     "ov": "openvino",

@@ -57,6 +57,8 @@ def test_no_file_is_named_like_a_package_it_uses():
         "onnx",
         "onnxruntime",
         "openvino",
+        "coreai",
+        "executorch",
         "timm",
         "torch",
         "numpy",

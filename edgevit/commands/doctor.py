@@ -23,6 +23,8 @@ PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "openvino",
+    "coreai-core",
+    "coreai-torch",
 )
 
 

@@ -13,7 +13,7 @@ from edgevit.stages import InputSpec
 from edgevit.tokens.schedule import parse_schedule
 
 INPUTS = InputSpec(1, 32, 32)
-EXTRA = {"onnx": "onnxruntime", "ort": "onnxruntime", "openvino": "openvino", "fake": "torch"}
+EXTRA = {"onnx": "onnxruntime", "ort": "onnxruntime", "openvino": "openvino", "coreai": "coreai", "fake": "torch"}
 
 
 def build_vit():

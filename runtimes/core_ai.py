@@ -1,0 +1,162 @@
+"""Target `coreai`: an .aimodel for iOS and macOS 27, run here by the CPU runtime of its own package.
+
+That runtime is a check of the numbers, not of the speed: it has no Neural Engine, no GPU, and none of Apple's kernels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgevit.errors import RuntimeRefusal, missing_extra
+from edgevit.quant.policies import POLICIES
+from edgevit.quiet import quiet, quiet_descriptor
+from edgevit.runtimes.base import Policy, Session
+from edgevit.runtimes.core_ai_operators import register
+from edgevit.stages import Engine, Graph, Refusal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ENTRY, OUTPUT = "model.aimodel", "logits"
+ADVICE = "write the model without it, or take another target"
+BUILT = "19700101T000000Z"  # the date an asset carries: the same program gives the same bytes
+
+
+@dataclass(frozen=True)
+class CoreAi:
+    """Apple's Core AI. The program goes in as it is; attention stays one operator."""
+
+    name = "coreai"
+    extra = "coreai"
+    runner = ""
+    checked_by = "the saved asset, in the CPU runtime of coreai-core"
+    unverified = (
+        "which operators the Neural Engine, the GPU and the CPU take",
+        "latency, and memory on the device",
+        "the rounding of the device's own fp16 and int8 kernels",
+    )
+    policy = Policy(
+        precisions=("fp32", "int8", "w8"),
+        others=("w8",),
+        int8="int8",
+        scheme=POLICIES["coreai"],
+        rewrites=("fold_batch_norm", "fold_layer_scale", "split_qkv", "fold_attention_scale", "drop_unread_tokens"),
+        lowering="matmul",
+        # fp32: same operators, other summation order. 8 bits: judged by agreement.
+        tolerance={"fp32": 1e-4, "int8": None, "w8": None},
+    )
+
+    def version(self) -> str:
+        """Versions of the converter and of the runtime."""
+        from importlib.metadata import version
+
+        _coreai_torch()
+        return f"{version('coreai-torch')} (coreai-core {version('coreai-core')})"
+
+    def runs_here(self) -> str | None:
+        """It builds and checks here; speed is the device's alone."""
+        return "Core AI runs on iOS and macOS 27; the runtime on this machine checks numbers and says nothing of speed"
+
+    def resolve(self, precision: str) -> str:
+        """Names are exact already."""
+        return precision
+
+    def refuses(self, graph: Graph) -> list[Refusal]:
+        """Operators of the decomposed program that its converter has no form of."""
+        found = _staged(graph)
+        return found if isinstance(found, list) else []
+
+    def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
+        """Convert and save `model.aimodel`, a folder."""
+        version, converter = self.version(), _staged(graph)
+        if isinstance(converter, list):
+            raise RuntimeRefusal(f"{converter[0].layer}: {converter[0].reason}")
+        with quiet(), contextlib.redirect_stdout(io.StringIO()):  # it prints what it converts
+            program = converter.to_coreai()
+        _number_by_place(program)
+        program.save_asset(folder / ENTRY)
+        metadata = folder / ENTRY / "metadata.json"  # in Swift's order of a dictionary, which is none
+        content = {**json.loads(metadata.read_text("utf-8")), "creationDate": BUILT}
+        metadata.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+        files = tuple(sorted(p.relative_to(folder).as_posix() for p in (folder / ENTRY).rglob("*") if p.is_file()))
+        return Engine(folder, self.name, version, precision, ENTRY, files, graph.inputs)
+
+    def open(self, engine: Engine, threads: int | None = None) -> Session:
+        """Compile the saved asset for this CPU, and keep it."""
+        return CoreAiSession(engine)
+
+
+def _number_by_place(program: Any) -> None:
+    """Graphs of composite operators carry random letters; numbered by place, the same program gives the same bytes."""
+    from coreai._compiler.ir import SymbolTable
+
+    module = program._module._mlir_module
+    for place, graph in enumerate(module.body.operations):
+        name = graph.attributes["sym_name"].value
+        stem, _, letters = name.rpartition("_")
+        if stem and len(letters) == 8:
+            SymbolTable.replace_all_symbol_uses(name, f"{stem}_{place}", module.operation)
+            SymbolTable.set_symbol_name(graph, f"{stem}_{place}")
+
+
+def _coreai_torch() -> Any:
+    try:
+        with quiet():  # it warns about every torch it was not tested with
+            import coreai_torch
+    except ModuleNotFoundError as error:
+        raise missing_extra("coreai", error) from error
+    return coreai_torch
+
+
+def _staged(graph: Graph) -> Any:
+    """A converter that holds the decomposed program, or refusals where it does not take it."""
+    vendor = _coreai_torch()
+    with quiet():
+        program = graph.program.run_decompositions(vendor.get_decomp_table())
+        # RELEASE: without the stack traces, and so the paths, of the exporting machine
+        converter = vendor.TorchConverter(mode=vendor.TorchConverter.Mode.RELEASE)
+        register(converter)
+        try:
+            converter.add_exported_program(program, input_names=[graph.inputs.name], output_names=[OUTPUT])
+        except ValueError as error:
+            named = [n for n in program.graph.nodes if n.op == "call_function" and str(n.target) in str(error)]
+            return [Refusal(node.name, f"coreai-torch has no form of {node.target}; {ADVICE}") for node in named]
+    return converter
+
+
+class CoreAiSession:
+    """The saved asset, specialized for this CPU once; its calls are asynchronous, one at a time here."""
+
+    def __init__(self, engine: Engine) -> None:
+        _coreai_torch()
+        from coreai.authoring.asset import AIModelAsset
+        from coreai.runtime import NDArray
+
+        self.array, self.name = NDArray, engine.inputs.name
+        path = engine.folder / engine.entry
+        if sha256((path / "main.mlirb").read_bytes()).digest() != (path / "main.hash").read_bytes():
+            # its reader would end the process
+            raise RuntimeRefusal(f"Core AI cannot load {path.name}: main.mlirb is damaged; export it again")
+        try:
+            with quiet_descriptor():  # the runtime logs what it loads
+                self.function = asyncio.run(_loaded(AIModelAsset.load(path)))
+        except RuntimeError as error:
+            raise RuntimeRefusal(f"Core AI cannot load {path.name}: {error}; export it again") from error
+
+    def run(self, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """One inference."""
+        out: np.ndarray[Any, Any] = asyncio.run(self.function({self.name: self.array(images)}))[OUTPUT].numpy().copy()
+        return out
+
+
+async def _loaded(asset: Any) -> Any:
+    """The function, which maps the compiled file: it outlives the folder it was compiled into."""
+    async with asset.executable() as model:
+        return model.load_function("main")
