@@ -30,13 +30,13 @@ def quantize_float8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     >>> quantize_float8(torch.tensor([1.0625, 1.1875, -1e9]), torch.tensor(1.0)).tolist()
     [1.0, 1.25, -448.0]
     """
-    return (x / _along(scale, x)).clamp(-LARGEST, LARGEST).to(FLOAT8)
+    return (x.float() / _along(scale, x).float()).clamp(-LARGEST, LARGEST).to(FLOAT8)
 
 
 @torch.library.impl(_LIBRARY, "dequantize_float8", "CompositeExplicitAutograd")
 def dequantize_float8(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """E4M3 → float32, times its scale."""
-    return values.float() * _along(scale, values)
+    """E4M3 → the type of its scale, times the scale."""
+    return values.to(scale.dtype) * _along(scale, values)
 
 
 QUANTIZE, DEQUANTIZE = torch.ops.edgevit.quantize_float8.default, torch.ops.edgevit.dequantize_float8.default

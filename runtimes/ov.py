@@ -94,7 +94,8 @@ class OpenVino:
         ov = _openvino()
         from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-        from edgevit.runtimes.ov_float32 import deciding, keep_float32
+        from edgevit.quant.decisions import deciding
+        from edgevit.runtimes.ov_float32 import keep_float32
 
         extensions = _extensions() if isinstance(graph, QuantizedGraph) else None
         try:

@@ -7,9 +7,10 @@ from torch import nn
 
 from edgevit.adapters import adapt
 from edgevit.export.trace import trace
+from edgevit.quant import decisions
 from edgevit.quant.apply import quantize
 from edgevit.reduce import reduce
-from edgevit.runtimes import ov_float32, runtime
+from edgevit.runtimes import runtime
 from edgevit.stages import InputSpec
 from edgevit.tokens.schedule import parse_schedule
 from tests.quant.conftest import INPUTS, build_vit
@@ -34,7 +35,7 @@ def precisions(session):
 @pytest.fixture
 def unmarked(monkeypatch):
     """The file as the converter writes it."""
-    monkeypatch.setattr(ov_float32, "deciding", lambda module: set())
+    monkeypatch.setattr(decisions, "deciding", lambda module: set())
 
 
 def reduced(schedule):
