@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Target web alone needs npm; without it, its tests say so and are skipped.
+NPM := $(shell command -v npm)
 # A checkout must be installed to be imported; SAFEPATH keeps the folder names export, quant, ... from shadowing it.
 export PYTHONSAFEPATH := 1
 
@@ -12,6 +14,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e ".[test]"
+	-$(if $(NPM),$(NPM) install --silent --no-fund --no-audit --prefix $(VENV) onnxruntime-web@1.30)
 	touch $@
 
 demo: install ## the whole pipeline on the embedded model: a table and demo-out/report.html

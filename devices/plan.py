@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 RUNNERS = {
     "ort": HERE / "runner_ort.py",
     "openvino": HERE / "runner_openvino.py",
+    "web": HERE / "runner_web.py",
     "fake": HERE / "runner_fake.py",
 }
 """Runner name → the file a fresh Python process runs."""

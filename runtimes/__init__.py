@@ -22,9 +22,10 @@ TARGETS = {
     "ort": "edgevit.runtimes.ort:Ort",
     "openvino": "edgevit.runtimes.ov:OpenVino",
     "coreai": "edgevit.runtimes.core_ai:CoreAi",
+    "web": "edgevit.runtimes.web:Web",
 }
 HIDDEN = {"fake": "edgevit.runtimes.fake:Fake"}  # for tests: builds and runs without any package
-PLANNED = ("trt", "trt-rtx", "coreml", "executorch", "web")
+PLANNED = ("trt", "trt-rtx", "coreml", "executorch")
 ALIASES = {
     "onnxruntime": "ort",
     "ov": "openvino",
@@ -34,6 +35,8 @@ ALIASES = {
     "mlpackage": "coreml",
     "aimodel": "coreai",
     "pte": "executorch",
+    "onnxruntime-web": "web",
+    "browser": "web",
 }
 
 

@@ -59,7 +59,7 @@ def survey() -> list[dict[str, Any]]:
                 "available": version is not None,
                 "builds_here": version is not None,
                 "runs_here": version is not None and target.runs_here() is None,
-                "install": f"pip install 'edgevit[{target.extra}]'",
+                "install": _install(target.extra, reason),
                 "version": version,
                 "precisions": list(target.policy.precisions),
                 "options": {f.name: f.default for f in fields(target)},
@@ -78,3 +78,9 @@ def survey() -> list[dict[str, Any]]:
         reason = "not in this version of edgevit"
         rows.append({"name": name, **absent, "install": reason, "reason": reason})
     return rows
+
+
+def _install(extra: str, reason: str) -> str:
+    """The line to type: pip's, or the one that a missing package's error ends with."""
+    line = reason.rpartition(": ")[2]
+    return line if line.startswith("npm ") else f"pip install 'edgevit[{extra}]'"

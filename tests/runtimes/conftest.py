@@ -13,7 +13,10 @@ from edgevit.stages import InputSpec
 from edgevit.tokens.schedule import parse_schedule
 
 INPUTS = InputSpec(1, 32, 32)
-EXTRA = {"onnx": "onnxruntime", "ort": "onnxruntime", "openvino": "openvino", "coreai": "coreai", "fake": "torch"}
+EXTRA = {
+    "onnx": "onnxruntime", "ort": "onnxruntime", "openvino": "openvino", "coreai": "coreai", "web": "onnxruntime",
+    "fake": "torch",
+}  # fmt: skip
 
 
 def build_vit():

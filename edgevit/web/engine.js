@@ -1,0 +1,33 @@
+// The worker, as promises.
+
+export class Engine {
+  #worker = new Worker("./worker.js", { type: "module" });
+  #waiting = new Map();
+  #next = 0;
+
+  constructor() {
+    this.#worker.onmessage = ({ data: { id, ok, error } }) => {
+      const { resolve, reject } = this.#waiting.get(id);
+      this.#waiting.delete(id);
+      error === undefined ? resolve(ok) : reject(new Error(error));
+    };
+    this.#worker.onerror = (event) => {
+      const error = new Error(event.message || "the worker did not start");
+      for (const { reject } of this.#waiting.values()) reject(error);
+      this.#waiting.clear();
+    };
+  }
+
+  /** kind: load, run, prepare, classify, bench (worker.js). */
+  ask(kind, job = {}) {
+    return new Promise((resolve, reject) => {
+      const id = this.#next++;
+      this.#waiting.set(id, { resolve, reject });
+      this.#worker.postMessage({ id, kind, ...job });
+    });
+  }
+
+  close() {
+    this.#worker.terminate();
+  }
+}
