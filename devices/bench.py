@@ -24,7 +24,7 @@ from edgevit.devices.result import Profile, Side, record
 from edgevit.errors import MeasureError
 from edgevit.stages import Measurement, Round
 
-__all__ = ["BenchPlan", "Job", "Profile", "order", "profile", "record"]
+__all__ = ["BenchPlan", "Job", "Profile", "once", "order", "profile", "record"]
 
 LOAD_LIMIT_S = 900.0
 """Seconds a runner may need beyond its sampling, mostly to load; a compile on a small board takes minutes."""
@@ -116,6 +116,17 @@ def profile(
         plan,
         None if against is None else against.bundle,
     )
+
+
+def once(job: Job) -> dict[str, Any]:
+    """The record of one fresh process that loads an engine and runs it twice: what it takes, not how fast it is.
+
+    Raises:
+        MeasureError: the runner failed, or another session runs on this machine.
+    """
+    plan = BenchPlan(rounds=1, warmup_s=0, min_samples=1, min_seconds=0)
+    with session_lock() as lock, tempfile.TemporaryDirectory(prefix="edgevit-once-") as folder:
+        return _run_round(_job_json(job, plan, 0), Path(folder), lock, f"{job.bundle}: runner {job.runner!r}")
 
 
 def _check(jobs: Sequence[Job], against: Job | None) -> None:

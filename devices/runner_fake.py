@@ -37,6 +37,7 @@ def fabricate(job: dict[str, Any]) -> dict[str, Any]:
         "threads": options["threads"],
         "load_ms": 10 * middle,
         "baseline_memory_bytes": 1 << 20,
+        "load_memory_bytes": 3 << 19,
         "applied": {},
         "first_ms": 3 * middle,
         "warmup": {"seconds": job["warmup_s"], "samples": 0, "stable": True},

@@ -221,7 +221,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     settings = {name: job[name] for name in ("warmup_s", "min_samples", "min_seconds", "max_seconds")}
     browser = Browser(page.parent, threads)
     try:
-        facts = browser.facts
+        facts, loaded = browser.facts, browser.peak_memory_bytes()
         if not facts["isolated"]:
             raise RuntimeError("the page is not isolated: its clock would be coarse and it would have one thread")
         found, _ = browser.ask("bench", array.tobytes(), timeout_s=600 + 3 * job["max_seconds"], **settings)
@@ -237,6 +237,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "browser": f"Chromium {browser.version}",
         "threads": facts["threads"],
         "load_ms": facts["load_ms"],
+        "load_memory_bytes": loaded,
         "applied": {key: facts[key] for key in ("backend", "reason", "cores", "isolated")},
         **found,
         "peak_memory_bytes": peak,

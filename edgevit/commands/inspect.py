@@ -36,11 +36,20 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(found)
         return 0
     regions = found.pop("regions", None)
+    found |= {key: _sizes(found[key]) for key in ("parts", "memory") if key in found}
     for key, value in found.items():
         print(f"{key:10} {_text(value)}")
     if regions:
         _print_regions(regions)
     return 0
+
+
+def _sizes(found: dict[str, Any]) -> dict[str, str]:
+    return {k: _size(v) if isinstance(v, int) else str(v or "unknown") for k, v in found.items()}
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def _text(value: Any) -> str:
@@ -53,6 +62,7 @@ def _text(value: Any) -> str:
 
 def _bundle(path: Path) -> dict[str, Any]:
     from edgevit.bundle import Bundle
+    from edgevit.memory import memory, sizes
 
     bundle = Bundle.load(path)
     m = bundle.manifest
@@ -66,6 +76,8 @@ def _bundle(path: Path) -> dict[str, Any]:
         "tokens": m["schedule"]["tokens"],
         "macs": m["schedule"]["macs"],
         "size_bytes": bundle.size_bytes,
+        "parts": sizes(bundle),
+        "memory": memory(bundle),
         "passes": m["passes"],
         "check": m["check"],
         "kept_float": dict(Counter(r["reason"] for r in m["kept_float"])),

@@ -278,7 +278,7 @@ def test_the_runner_leaves_a_record(engine, tmp_path):
     assert all(value > 0 for value in [*record["samples_ms"], record["load_ms"], record["first_ms"]])
     assert record["tick_ms"] <= 0.1  # an isolated page's clock
     assert record["warmup"]["samples"] >= 10
-    assert record["peak_memory_bytes"] > 1 << 20
+    assert record["peak_memory_bytes"] >= record["load_memory_bytes"] > 50e6  # a page with 14 MB of WASM, compiled
 
 
 @pytest.mark.slow
