@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e ".[test]"
-	-$(if $(NPM),$(NPM) install --silent --no-fund --no-audit --prefix $(VENV) onnxruntime-web@1.30)
+	$(if $(NPM),$(NPM) install --silent --no-fund --no-audit --prefix $(VENV) onnxruntime-web@1.30)
 	touch $@
 
 demo: install ## the whole pipeline on the embedded model: a table and demo-out/report.html
