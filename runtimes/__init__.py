@@ -21,11 +21,13 @@ TARGETS = {
     "onnx": "edgevit.runtimes.onnx_file:OnnxFile",
     "ort": "edgevit.runtimes.ort:Ort",
     "openvino": "edgevit.runtimes.ov:OpenVino",
+    "trt": "edgevit.runtimes.trt:Trt",
+    "trt-rtx": "edgevit.runtimes.trt_rtx:TrtRtx",
     "coreai": "edgevit.runtimes.core_ai:CoreAi",
     "web": "edgevit.runtimes.web:Web",
 }
 HIDDEN = {"fake": "edgevit.runtimes.fake:Fake"}  # for tests: builds and runs without any package
-PLANNED = ("trt", "trt-rtx", "coreml", "executorch")
+PLANNED = ("coreml", "executorch")
 ALIASES = {
     "onnxruntime": "ort",
     "ov": "openvino",

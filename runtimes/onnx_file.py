@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import missing_extra
+from edgevit.export.to_half import to_half
 from edgevit.export.to_onnx import to_onnx
 from edgevit.quant.policies import POLICIES
 from edgevit.runtimes.base import Policy, Session
@@ -24,7 +25,7 @@ class OnnxFile:
     checked_by = "the file as written, in ONNX Runtime with optimizations off"
     unverified = ("what the tool that reads this file makes of it",)
     policy = Policy(
-        precisions=("fp32", "int8", "w8a16", "w8", "w4", "fp8"),
+        precisions=("fp32", "fp16", "int8", "w8a16", "w8", "w4", "fp8"),
         others=("w8a16", "w8", "w4", "fp8"),
         int8="int8",
         scheme=POLICIES["onnx"],
@@ -32,12 +33,13 @@ class OnnxFile:
         lowering="gather",
         tolerance={
             "fp32": 1e-4,
+            "fp16": None,
             "int8": None,
             "w8a16": None,
             "w8": None,
             "w4": None,
             "fp8": None,
-        },  # fp32: same operators, other summation order
+        },  # fp32: same operators, other summation order. fp16: a rounded key may pick another, nearly equal, token
     )
 
     def version(self) -> str:
@@ -62,7 +64,7 @@ class OnnxFile:
 
     def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
         """Write `model.onnx`."""
-        to_onnx(graph, folder / "model.onnx")
+        to_onnx(to_half(graph) if precision == "fp16" else graph, folder / "model.onnx")
         options: dict[str, Any] = {"session_config": {}}
         files = ("model.onnx",)
         return Engine(folder, self.name, self.version(), precision, files[0], files, graph.inputs, options)

@@ -23,6 +23,8 @@ PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
     "coreai-core",
     "coreai-torch",
 )
