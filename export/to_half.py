@@ -93,8 +93,7 @@ class _Halves:
             return FLOAT
         if name in LAYOUT:
             return HALF if HALF in types else FLOAT
-        kept = types[1:] == [FLOAT] and node.args[1] in self.flow.inputs if name == "div" else HALF not in types
-        return FLOAT if name in FOLLOWS and kept else HALF
+        return FLOAT if name in FOLLOWS and HALF not in types else HALF
 
     def _read(self, node: Node, wanted: torch.dtype) -> None:
         def cast(value: Node) -> Node:

@@ -51,9 +51,7 @@ def test_versions_are_read_from_the_banner(number, version):
 
 
 def test_other_output_is_refused():
-    with pytest.raises(
-        MeasureError, match="it has no banner: 'bash: trtexec: command not found'"
-    ):
+    with pytest.raises(MeasureError, match="it has no banner: 'bash: trtexec: command not found'"):
         parse_version("bash: trtexec: command not found\n")
 
 

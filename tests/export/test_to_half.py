@@ -136,7 +136,7 @@ class Awkward(nn.Module):
     def forward(self, images):
         x = self.norm(self.conv(images))
         y = nn.functional.relu_(x)  # x is read again below
-        wide = (x * self.large).sum((2, 3)) / 1e5
+        wide = (x * self.large).sum((2, 3)) / 64 / 1024  # too large in front of the divisions
         unit = nn.functional.normalize(wide * 1e-9, eps=1e-12)
         masked = torch.where(y > 0, y, -1e9).amax((2, 3))
         return torch.cat([wide, unit, masked, x.mean((2, 3))], dim=1)
