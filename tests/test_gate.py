@@ -89,3 +89,36 @@ def test_a_gate_that_cannot_hold_ends_in_the_table_of_trials(export, tmp_path, m
     assert "no bundle was written" in result.err
     assert "kept in float" in result.err
     assert not (tmp_path / "out").exists()
+
+
+def timed(monkeypatch, speedup):
+    """Engines that are `speedup(bundle, against)` times as fast as what they stand beside; nothing is measured."""
+
+    def time(self, bundle, against, rounds=None):
+        ratio = speedup(bundle, against)
+        return {"ratio": ratio, "ci95": [ratio - 0.1, ratio + 0.1]}
+
+    monkeypatch.setattr("edgevit.gate._Trials.time", time)
+
+
+def test_int8_that_is_slower_ends_in_the_table_of_regions(export, tmp_path, monkeypatch):
+    timed(monkeypatch, lambda bundle, against: 0.8)
+    result = export("--max-drop", "100", "--min-speedup", "1.1")
+    assert result.code == 3
+    assert "speedup is 0.80, --min-speedup asks 1.1" in result.err
+    assert "over int8" in result.err  # every region that was tried in float
+    assert "region" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_region_that_int8_made_no_faster_goes_back_to_float(export, monkeypatch):
+    def fast_without_the_stem(bundle, against):
+        return 1.3 if any(kept["layer"] == "embed" for kept in bundle.manifest["kept_float"]) else 0.8
+
+    timed(monkeypatch, fast_without_the_stem)
+    result = export("--max-drop", "100", "--min-speedup", "1.1", "--json")
+    assert result.code == 0, result.err
+    given_back = {kept["layer"]: kept["reason"] for kept in result.json["kept_float"] if "for speed" in kept["reason"]}
+    assert set(given_back) == {"embed"}
+    assert "1.30 times as fast" in given_back["embed"]
+    assert result.json["gate"]["speedup"]["ratio"] == 1.3
