@@ -1,9 +1,14 @@
 """The hybrid families: the smallest variant of each, at a small input, with weights that make a wrong fold visible."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import nn
+
+from edgevit.export.trace import trace
+from edgevit.reparameterize import reparameterize
+from edgevit.stages import Graph, InputSpec
 
 
 class Hybrid(NamedTuple):
@@ -46,24 +51,34 @@ HYBRIDS = {
 CLASSES = 10
 
 
-def build(name: str) -> nn.Module:
-    """The family's model with random weights of a fixed seed, in evaluation."""
+def build(name: str, size: int | None = None) -> nn.Module:
+    """The family's model with random weights of a fixed seed, in evaluation.
+
+    size: another input than the smallest; all blocks are there then.
+    """
     import timm
 
     hybrid = HYBRIDS[name]
-    options = {"img_size": hybrid.size} if hybrid.sized else {}
-    options |= {"depths": hybrid.depths} if hybrid.depths else {}
+    options = {"img_size": size or hybrid.size} if hybrid.sized else {}
+    options |= {"depths": hybrid.depths} if hybrid.depths and size is None else {}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         model = timm.create_model(hybrid.arch, num_classes=CLASSES, **options)
         spread(model)
-        settle(model, draw(name, 8))
+        settle(model, draw(name, 8, size=size))
     return model.eval()
 
 
-def draw(name: str, count: int, seed: int = 1) -> torch.Tensor:
+@lru_cache(maxsize=1)  # what is asked of a family follows one another
+def traced_family(name: str) -> tuple[nn.Module, Graph]:
+    """The family's model, and its program with training branches fused; shared, so never changed in place."""
+    model, inputs = build(name), InputSpec(1, HYBRIDS[name].size, HYBRIDS[name].size)
+    return model, trace(reparameterize(model, inputs)[0], inputs)
+
+
+def draw(name: str, count: int, seed: int = 1, size: int | None = None) -> torch.Tensor:
     """Images `[count, 3, size, size]`: coarse random patterns, so that tokens differ."""
-    size = HYBRIDS[name].size
+    size = size or HYBRIDS[name].size
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 3, size // 16, size // 16, generator=generator)
     fine = torch.randn(count, 3, size, size, generator=generator)

@@ -6,12 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgevit.export.trace import trace
 from edgevit.quant.apply import quantize
-from edgevit.reparameterize import reparameterize
 from edgevit.runtimes import runtime
-from edgevit.stages import InputSpec
-from tests.quant.hybrids import HYBRIDS, build, draw
+from tests.quant.hybrids import HYBRIDS, draw, traced_family
 
 pytest.importorskip("timm")
 
@@ -34,14 +31,12 @@ def distance(outputs, reference):
 @pytest.mark.parametrize(("name", "target"), CASES)
 def test_a_hybrid_is_quantized_and_its_engine_agrees_with_its_program(name, target, tmp_path):
     pytest.importorskip("onnxruntime" if target == "ort" else "openvino")
-    found, size = runtime(target), HYBRIDS[name].size
-    spec, images = InputSpec(1, size, size), draw(name, IMAGES)
-    model = build(name)
-    graph = trace(reparameterize(model, spec)[0], spec)
+    found, images = runtime(target), draw(name, IMAGES)
+    model, graph = traced_family(name)
     calibration = [image[None].numpy() for image in images]
     scheme = found.policy.quantizes(PRECISION)
-    if (name, target) not in QUICK:  # which of four ranges is taken matters less than the time of trying them
-        scheme = replace(scheme, ranges=("mse",))
+    if (name, target) not in QUICK:  # no search: nothing is clipped on the images it was calibrated on
+        scheme = replace(scheme, ranges=("minmax",))
     quantized = quantize(graph, scheme, found.policy.rewrites, calibration, len(calibration))
     session = found.open(found.build(quantized, tmp_path, PRECISION), 1)
     with torch.no_grad():
@@ -52,6 +47,6 @@ def test_a_hybrid_is_quantized_and_its_engine_agrees_with_its_program(name, targ
     # On the images it was calibrated on: so few of so few pixels do not span the ranges of others, and clipping grows
     # from layer to layer of a random network.
     noise = distance(fake, real)
-    assert noise < 0.35
+    assert noise < 0.5  # up to 0.35 by rounding alone, behind some 80 layers; a wrong fold leaves nothing: 1 and more
     # a value that rounds to the other side in one layer moves the next ones: no more than the rounding itself does
-    assert distance(have, fake) < max(0.05, 1.5 * noise)
+    assert distance(have, fake) < max(0.1, 1.5 * noise)

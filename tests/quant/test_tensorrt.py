@@ -9,21 +9,22 @@ import pytest
 import torch
 
 from edgevit.export.to_onnx import to_onnx
-from edgevit.export.trace import trace
 from edgevit.quant.apply import quantize
 from edgevit.quant.policies import POLICIES
-from edgevit.reparameterize import reparameterize
 from edgevit.runtimes import runtime
 from edgevit.runtimes.trt_rtx import build_engine
-from edgevit.stages import InputSpec
 from tests.quant.conftest import INPUTS
-from tests.quant.hybrids import HYBRIDS, build, draw
+from tests.quant.hybrids import HYBRIDS, draw, traced_family
 
 pytest.importorskip("timm")
 pytest.importorskip("tensorrt_rtx")
 
 POLICY = runtime("onnx").policy
-QUICK = [("edgenext", "tensorrt")]
+# All that the policies `onnx` and `tensorrt` quantize, at once: whatever builds with more Q/DQ builds with less. Where
+# they are does not depend on how a scale was found.
+EVERYTHING = replace(
+    POLICIES["onnx"], residuals="skip", ranges=("minmax",), equalize=False, compensate=False, correct_bias=False
+)
 
 
 def check_symmetric(graph):
@@ -33,18 +34,21 @@ def check_symmetric(graph):
     assert all(n.args[2] == 0 and n.args[5] == torch.int8 for n in quantizers)
 
 
-@pytest.mark.parametrize(("name", "policy"), [
-    pytest.param(n, p, marks=[] if (n, p) in QUICK else pytest.mark.slow) for n in HYBRIDS for p in ("onnx", "tensorrt")
-])  # fmt: skip
-def test_a_hybrid_builds(name, policy, tmp_path):
-    size = HYBRIDS[name].size
-    spec = InputSpec(1, size, size)
-    graph = trace(reparameterize(build(name), spec)[0], spec)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_a_hybrid_builds(name, tmp_path):
     calibration = [image[None].numpy() for image in draw(name, 4)]
-    scheme = POLICIES[policy]
-    if (name, policy) not in QUICK:  # where a Q/DQ is does not depend on how its scale was found
-        scheme = replace(scheme, ranges=("minmax",), equalize=False, compensate=False, correct_bias=False)
-    quantized = quantize(graph, scheme, POLICY.rewrites, calibration, len(calibration))
+    quantized = quantize(traced_family(name)[1], EVERYTHING, POLICY.rewrites, calibration, len(calibration))
+    check_symmetric(quantized)
+    to_onnx(quantized, tmp_path / "model.onnx")
+    assert build_engine(tmp_path / "model.onnx", ("SM86",))
+
+
+@pytest.mark.parametrize("policy", [pytest.param("onnx", marks=pytest.mark.slow), "tensorrt"])
+def test_a_hybrid_builds_with_all_steps(policy, tmp_path):
+    calibration = [image[None].numpy() for image in draw("edgenext", 4)]
+    graph = traced_family("edgenext")[1]
+    quantized = quantize(graph, POLICIES[policy], POLICY.rewrites, calibration, len(calibration))
     check_symmetric(quantized)
     to_onnx(quantized, tmp_path / "model.onnx")
     assert build_engine(tmp_path / "model.onnx", ("SM86",))
@@ -70,8 +74,7 @@ def test_the_other_precisions_build(traced, images, precision, capability, tmp_p
 @pytest.mark.parametrize(("precision", "capability"), [("fp8", "SM89"), ("w4", "SM86")])
 def test_the_other_precisions_build_for_a_hybrid(precision, capability, tmp_path):
     """Depthwise convolutions too."""
-    spec = InputSpec(1, HYBRIDS["edgenext"].size, HYBRIDS["edgenext"].size)
-    graph = trace(reparameterize(build("edgenext"), spec)[0], spec)
+    graph = traced_family("edgenext")[1]
     calibration = [image[None].numpy() for image in draw("edgenext", 4)]
     quantized = quantize(graph, POLICY.quantizes(precision), POLICY.rewrites, calibration, len(calibration))
     to_onnx(quantized, tmp_path / "model.onnx")
