@@ -1,6 +1,6 @@
-"""What other tools make of the float engine that edgevit builds: ONNX Runtime's static quantizer, and NNCF.
+"""What other tools make of the float engine that edgevit builds: ONNX Runtime's static quantizer, NNCF, and no thought.
 
-Both get the same float program and the same calibration images as edgevit; only the settings named here differ from
+All get the same float program and the same calibration images as edgevit; only the settings named here differ from
 their defaults.
 """
 
@@ -86,6 +86,57 @@ def nncf(
     model = nncf.quantize(model, nncf.Dataset(list(images)), **settings)
     openvino.save_model(model, folder / engine.entry, compress_to_fp16=False)
     return replace(engine, folder=folder, precision="int8")
+
+
+def min_max_everywhere(
+    module: nn.Module, inputs: InputSpec, images: Sequence[np.ndarray[Any, Any]]
+) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """8 bits for every weight and every value that the program computes, one min-max scale a tensor, run by PyTorch.
+
+    Norms, softmax, gates and residual adds included, as on a unit that has integers only. Batch norms are folded first;
+    biases, gains and offsets stay float. Weights are symmetric, values affine.
+    """
+    import torch
+    from torch import fx
+
+    from edgevit.export.rewrite import rewrite
+    from edgevit.export.trace import trace
+    from edgevit.quant.flow import is_layer, operator
+    from edgevit.quant.ranges import affine, fake_quantize
+    from edgevit.quant.scheme import MOVES, Affine, QuantScheme
+
+    program = trace(module, inputs).program.module()
+    rewrite(program, inputs, ["fold_batch_norm"])
+    weights = {node.args[1] for node in program.graph.nodes if node.op == "call_function" and is_layer(node)}
+    ends: dict[fx.Node, tuple[float, float]] = {}
+    found: dict[fx.Node, Affine] = {}
+
+    class Rounded(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n in weights and n.op == "get_attr":
+                largest = float(value.abs().max())
+                return fake_quantize(value, affine(-largest, largest, QuantScheme(activations="int8")))
+            computes = n.op == "placeholder" or (n.op == "call_function" and operator(n) not in MOVES)
+            if not (computes and isinstance(value, torch.Tensor) and value.is_floating_point()):
+                return value
+            if found:
+                return fake_quantize(value, found[n])
+            low, high = ends.get(n, (0.0, 0.0))
+            ends[n] = min(low, float(value.min())), max(high, float(value.max()))
+            return value
+
+    interpreter = Rounded(program)
+
+    def run(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        with torch.no_grad():
+            result: np.ndarray[Any, Any] = interpreter.run(torch.from_numpy(images)).numpy()
+        return result
+
+    for image in images:
+        run(image)
+    found.update({node: affine(*both, QuantScheme()) for node, both in ends.items()})
+    return run
 
 
 @contextlib.contextmanager

@@ -38,6 +38,8 @@ FIXED_SIZE = {  # name → its constructor must know the image size
     "efficientvit_b0": False,
     "levit_128s": True,
     "fastvit_t8": False,
+    "edgenext_xx_small": False,
+    "mobilevitv2_050": False,
 }
 SLOW = ("fastvit_t8",)  # four times as long as the others; trained when named
 
