@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,11 @@ class Result:
     def message(self) -> str:
         """The last line of standard error."""
         return self.err.splitlines()[-1]
+
+
+def heed_interrupts() -> None:
+    """In a new process: Ctrl-C ends it, also where the test suite itself runs in a shell's background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:

@@ -14,6 +14,7 @@ from edgevit.devices import bench, plan
 from edgevit.devices.bench import BenchPlan, Job
 from edgevit.devices.lock import lock_path, session_lock
 from edgevit.errors import MeasureError
+from tests.conftest import heed_interrupts
 
 QUICK = BenchPlan(rounds=2, warmup_s=0, min_samples=70, min_seconds=0, max_seconds=1, threads=1)
 
@@ -223,9 +224,11 @@ def test_an_interrupt_kills_the_runner_and_leaves_nothing(tmp_path, own_temp):
         "TMPDIR": str(own_temp),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
-    session = subprocess.Popen([sys.executable, "-c", main], env=environment, stderr=subprocess.PIPE)
+    session = subprocess.Popen(
+        [sys.executable, "-c", main], env=environment, stderr=subprocess.PIPE, preexec_fn=heed_interrupts
+    )
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
             time.sleep(0.02)
         session.send_signal(signal.SIGINT)  # to the parent alone: the child must be killed by it
