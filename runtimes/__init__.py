@@ -23,11 +23,12 @@ TARGETS = {
     "openvino": "edgevit.runtimes.ov:OpenVino",
     "trt": "edgevit.runtimes.trt:Trt",
     "trt-rtx": "edgevit.runtimes.trt_rtx:TrtRtx",
+    "coreml": "edgevit.runtimes.coreml:CoreMl",
     "coreai": "edgevit.runtimes.core_ai:CoreAi",
     "web": "edgevit.runtimes.web:Web",
 }
 HIDDEN = {"fake": "edgevit.runtimes.fake:Fake"}  # for tests: builds and runs without any package
-PLANNED = ("coreml", "executorch")
+PLANNED = ("executorch",)
 ALIASES = {
     "onnxruntime": "ort",
     "ov": "openvino",

@@ -25,6 +25,7 @@ PACKAGES = (
     "openvino",
     "tensorrt",
     "tensorrt-rtx",
+    "coremltools",
     "coreai-core",
     "coreai-torch",
 )
