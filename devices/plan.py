@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 RUNNERS = {
     "ort": HERE / "runner_ort.py",
     "openvino": HERE / "runner_openvino.py",
+    "executorch": HERE / "runner_executorch.py",
     "web": HERE / "runner_web.py",
     "fake": HERE / "runner_fake.py",
 }
@@ -27,7 +28,7 @@ class Job:
     Attributes:
         bundle: the name it has in the results. runner: a key of `RUNNERS`. engine: the file the runtime
         opens. options: the runner's options, JSON-able: `session_config` (ort), `config` (openvino),
-        `threads` (all). input_name: the engine's one input. input_shape: static, batch first.
+        `partition` (executorch), `threads` (all). input_name: the engine's one input. input_shape: static, batch first.
     """
 
     bundle: str

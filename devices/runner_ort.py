@@ -80,8 +80,8 @@ def open_engine(job: dict[str, Any], array: Any) -> tuple[Callable[[], object], 
     return lambda: session.run_with_iobinding(binding), facts
 
 
-# From here to the end, runner_ort.py and runner_openvino.py hold the same text (a test compares them): each
-# must be one self-contained file, so that it can be copied to a device and run there.
+# From here to the end, the runners of real engines hold the same text (a test compares them): each must be one
+# self-contained file, so that it can be copied to a device and run there.
 
 
 def pseudo_random(shape: list[int], seed: int) -> Any:

@@ -92,6 +92,7 @@ class Exported:
             "size_bytes": self.bundle.size_bytes,
             "checks": {"static_shapes": True, "forbidden_ops": [], **m["check"]},
             "kept_float": m["kept_float"],
+            "partition": m["runtime"]["options"].get("partition"),
             "notes": list(self.notes),
             "gate": self.gate,
         }

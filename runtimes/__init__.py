@@ -25,10 +25,11 @@ TARGETS = {
     "trt-rtx": "edgevit.runtimes.trt_rtx:TrtRtx",
     "coreml": "edgevit.runtimes.coreml:CoreMl",
     "coreai": "edgevit.runtimes.core_ai:CoreAi",
+    "executorch": "edgevit.runtimes.pte:ExecuTorch",
     "web": "edgevit.runtimes.web:Web",
 }
 HIDDEN = {"fake": "edgevit.runtimes.fake:Fake"}  # for tests: builds and runs without any package
-PLANNED = ("executorch",)
+PLANNED: tuple[str, ...] = ()
 ALIASES = {
     "onnxruntime": "ort",
     "ov": "openvino",

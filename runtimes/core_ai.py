@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import RuntimeRefusal, missing_extra
+from edgevit.export.to_half import to_half
 from edgevit.quant.policies import POLICIES
 from edgevit.quiet import quiet, quiet_descriptor
 from edgevit.runtimes.base import Policy, Session
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 ENTRY, OUTPUT = "model.aimodel", "logits"
+HALF = ("fp16", "int8+fp16", "w8")
 ADVICE = "write the model without it, or take another target"
 BUILT = "19700101T000000Z"  # the date an asset carries: the same program gives the same bytes
 
@@ -43,14 +45,15 @@ class CoreAi:
         "the rounding of the device's own fp16 and int8 kernels",
     )
     policy = Policy(
-        precisions=("fp32", "int8", "w8"),
+        precisions=("fp32", "fp16", "int8", "int8+fp32", "int8+fp16", "w8"),
         others=("w8",),
         int8="int8",
         scheme=POLICIES["coreai"],
         rewrites=("fold_batch_norm", "fold_layer_scale", "split_qkv", "fold_attention_scale", "drop_unread_tokens"),
         lowering="matmul",
-        # fp32: same operators, other summation order. 8 bits: judged by agreement.
-        tolerance={"fp32": 1e-4, "int8": None, "w8": None},
+        # fp32: same operators, other summation order. fp16 rounds at every operator, and a rounded similarity may pick
+        # another, nearly equal, token: judged by agreement like 8 bits.
+        tolerance={"fp32": 1e-4, "fp16": None, "int8+fp32": None, "int8+fp16": None, "w8": None},
     )
 
     def version(self) -> str:
@@ -65,8 +68,8 @@ class CoreAi:
         return "Core AI runs on iOS and macOS 27; the runtime on this machine checks numbers and says nothing of speed"
 
     def resolve(self, precision: str) -> str:
-        """Names are exact already."""
-        return precision
+        """`int8` leaves the rest in fp16: the Neural Engine takes no float32."""
+        return "int8+fp16" if precision == "int8" else precision
 
     def refuses(self, graph: Graph) -> list[Refusal]:
         """Operators of the decomposed program that its converter has no form of."""
@@ -75,7 +78,7 @@ class CoreAi:
 
     def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
         """Convert and save `model.aimodel`, a folder."""
-        version, converter = self.version(), _staged(graph)
+        version, converter = self.version(), _staged(to_half(graph) if precision in HALF else graph)
         if isinstance(converter, list):
             raise RuntimeRefusal(f"{converter[0].layer}: {converter[0].reason}")
         with quiet(), contextlib.redirect_stdout(io.StringIO()):  # it prints what it converts

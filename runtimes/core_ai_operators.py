@@ -25,7 +25,8 @@ def _per_tensor(values: dict[str, Any], node: Any, place: Any) -> Any:
     x, scale, zero = node.args[:3]
     stored = np.dtype(str(node.args[5]).removeprefix("torch."))
     write = coreai.quantize if "dequantize" not in str(node.target) else coreai.dequantize
-    constants = (np.float32(scale), stored.type(zero), np.float32(0))
+    real = _dtype(x if write is coreai.quantize else node)
+    constants = (real.type(scale), stored.type(zero), real.type(0))
     return write(values[x.name], *(coreai.constant(np.asarray(c)) for c in constants), np.int32(0), loc=place)
 
 
@@ -41,6 +42,13 @@ def _per_channel(values: dict[str, Any], node: Any, place: Any) -> Any:
     shape = [1] * node.meta["val"].ndim
     shape[axis] = scale.meta["val"].shape[0]
     stored = np.dtype(str(node.args[6]).removeprefix("torch."))
-    offsets = (np.zeros(shape, stored), np.zeros(shape, np.float32))
+    offsets = (np.zeros(shape, stored), np.zeros(shape, _dtype(scale)))
     laid = coreai.reshape(values[scale.name], shape)
     return coreai.blockwise_shift_scale(values[weight.name], laid, *map(coreai.constant, offsets), loc=place)
+
+
+def _dtype(node: Any) -> Any:
+    """A value's type, as numpy has it."""
+    import numpy as np
+
+    return np.dtype(str(node.meta["val"].dtype).removeprefix("torch."))

@@ -28,6 +28,7 @@ PACKAGES = (
     "coremltools",
     "coreai-core",
     "coreai-torch",
+    "executorch",
 )
 
 

@@ -115,10 +115,19 @@ def _print(result: dict[str, object]) -> None:
         print(f"  not seen  {text}")
     if kept:
         print(f"  float     {len(kept)} operators, each with its reason in {result['bundle']}/manifest.json")
+    if isinstance(result["partition"], dict):
+        _print_partition(result["partition"])
     if isinstance(result["gate"], dict):
         _print_gate(result["gate"])
         _print_trials(result["gate"]["trials"])
     print(f"next: edgevit eval {result['bundle']} --data DATA    edgevit profile {result['bundle']}")
+
+
+def _print_partition(found: Mapping[str, Any]) -> None:
+    """How much a delegate takes, and what it leaves."""
+    rest = ", ".join(f"{row['count']} {row['operator']}" for row in found["rest"])
+    share = f"{found['operators']} of {found['of']} operators, in {found['calls']} calls"
+    print(f"  delegate  {found['delegate']} takes {share}" + (f"; the runtime's own kernels: {rest}" if rest else ""))
 
 
 def _print_gate(gate: dict[str, object]) -> None:

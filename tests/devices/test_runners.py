@@ -1,4 +1,4 @@
-"""The two real runners on a tiny model: what they record, not how fast it was."""
+"""The real runners on a tiny model: what they record, not how fast it was."""
 
 import json
 import subprocess
@@ -92,6 +92,47 @@ def test_openvino(tmp_path):
     assert "float" in record["applied"]["reported"]["INFERENCE_PRECISION_HINT"]
 
 
+@pytest.fixture(scope="module")
+def pte_file(tmp_path_factory):
+    """Images times two, summed to a logit each. Built in a process of its own."""
+    pytest.importorskip("executorch")
+    path = tmp_path_factory.mktemp("model") / "tiny.pte"
+    build = (
+        "import torch\n"
+        "from executorch.exir import to_edge\n"
+        "class Twice(torch.nn.Module):\n"
+        "    def forward(self, images): return (images * 2).mean((2, 3))\n"
+        "program = torch.export.export(Twice(), (torch.zeros(1, 3, 8, 8),))\n"
+        f"open({str(path)!r}, 'wb').write(to_edge(program).to_executorch().buffer)\n"
+    )
+    subprocess.run([sys.executable, "-c", build], check=True, capture_output=True)
+    return str(path)
+
+
+def test_executorch(tmp_path, pte_file):
+    done, record = run("executorch", tmp_path, engine=pte_file, options={"threads": 1, "partition": {}})
+    assert done.returncode == 0, done.stderr
+    check(record, "executorch")
+    assert "XnnpackBackend" in record["applied"]["backends"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"engine": "/nowhere/model.pte"}, "does not exist"),
+        ({"input": {"name": "images", "shape": [1, 3, 9, 9]}}, "inputs are [[1, 3, 8, 8]], the job gives [1, 3, 9, 9]"),
+        ({"options": {"streams": 2}}, "unknown options"),
+    ],
+)
+def test_executorch_errors_end_in_one_line(tmp_path, pte_file, change, says):
+    done, record = run("executorch", tmp_path, **{"engine": pte_file, "options": {"threads": 1}, **change})
+    assert done.returncode == 1
+    assert record is None
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("runner_executorch: ")
+    assert says in last
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -126,5 +167,7 @@ def test_a_job_without_a_key(tmp_path):
 
 def test_the_real_runners_share_their_loop():
     """They are single files by design; this keeps their common half from drifting apart."""
-    halves = [RUNNERS[name].read_text("utf-8").partition("# From here to the end,")[2] for name in ("ort", "openvino")]
-    assert halves[0] == halves[1] != ""
+    files = [path for name, path in RUNNERS.items() if name != "fake"]
+    halves = {path.read_text("utf-8").partition("# From here to the end,")[2] for path in files}
+    assert len(halves) == 1
+    assert halves != {""}

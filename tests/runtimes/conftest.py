@@ -15,7 +15,7 @@ from edgevit.tokens.schedule import parse_schedule
 INPUTS = InputSpec(1, 32, 32)
 EXTRA = {
     "onnx": "onnxruntime", "ort": "onnxruntime", "openvino": "openvino", "coreai": "coreai", "web": "onnxruntime",
-    "fake": "torch",
+    "executorch": "executorch", "fake": "torch",
 }  # fmt: skip
 
 

@@ -1,0 +1,74 @@
+"""Operators that only rename or cut axes become `reshape` and `slice`, which every delegate knows."""
+
+from __future__ import annotations
+
+import operator
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from edgevit.export.rewrite import Node, attribute, call, constant
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+RENAMES = ("unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "flatten.using_ints", "view.default")
+
+
+def moves_as_reshapes(module: GraphModule) -> int:
+    """unsqueeze, squeeze, flatten -> reshape; select, unbind -> slice, reshape; split, chunk -> slice.
+
+    An expand goes where it changes no shape, and of a constant it is laid out beforehand.
+    """
+    matched = 0
+    for node in list(module.graph.nodes):
+        new = _simpler(module, node) if node.op == "call_function" else None
+        if new is not None:
+            node.replace_all_uses_with(new)
+            matched += 1
+    return matched
+
+
+def _simpler(module: GraphModule, node: Node) -> Node | None:
+    import torch
+
+    aten, shape = torch.ops.aten, list(getattr(node.meta.get("val"), "shape", ()))
+    if str(node.target).removeprefix("aten.") in RENAMES:
+        return call(module, node, aten.reshape.default, node.args[0], shape)
+    if node.target is aten.select.int:
+        x, axis, index = node.args
+        return call(module, node, aten.reshape.default, _cut(module, node, x, axis, index, 1), shape)
+    if node.target is aten.expand.default:
+        return _expanded(module, node, shape)
+    return _part(module, node, shape) if node.target is operator.getitem else None
+
+
+def _part(module: GraphModule, node: Node, shape: list[int]) -> Node | None:
+    """One of several pieces along an axis."""
+    import torch
+
+    aten, (whole, index) = torch.ops.aten, node.args
+    if whole.target is aten.unbind.int:
+        axis = whole.args[1] if len(whole.args) > 1 else 0
+        return call(module, node, aten.reshape.default, _cut(module, node, whole.args[0], axis, index, 1), shape)
+    if whole.target in (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default):
+        axis = whole.args[2] if len(whole.args) > 2 else 0
+        sizes = [part.shape[axis] for part in whole.meta["val"]]
+        start = [0, *accumulate(sizes)][index]
+        return _cut(module, node, whole.args[0], axis, start, sizes[index])
+    return None
+
+
+def _cut(module: GraphModule, before: Node, x: Node, axis: int, start: int, length: int) -> Node:
+    """`length` places of an axis, which stays."""
+    import torch
+
+    start %= x.meta["val"].shape[axis]
+    return call(module, before, torch.ops.aten.slice.Tensor, x, axis, start, start + length)
+
+
+def _expanded(module: GraphModule, node: Node, shape: list[int]) -> Node | None:
+    """The input where it has the shape already; a constant in that shape; else None."""
+    if list(node.args[0].meta["val"].shape) == shape:
+        return node.args[0]
+    value = attribute(module, node.args[0])
+    return None if value is None else constant(module, node, "expanded", value.expand(shape))

@@ -1,0 +1,168 @@
+"""Target `executorch`: a .pte file whose operators XNNPACK takes, wherever it can."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgevit.errors import RuntimeRefusal, missing_extra
+from edgevit.export.attention_as_products import attention_as_products
+from edgevit.export.moves_as_reshapes import moves_as_reshapes
+from edgevit.export.rewrite import sweep
+from edgevit.export.trace import export_program
+from edgevit.quant.policies import POLICIES
+from edgevit.quiet import quiet, quiet_descriptor
+from edgevit.runtimes.base import Policy, Session
+from edgevit.runtimes.pte_partition import Reasons, partition
+from edgevit.stages import Engine, Graph, Refusal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+
+# What XNNPACK has no operator for, in operators it has. They keep the function of any program, quantized ones too.
+FORMS: tuple[Callable[[GraphModule], int], ...] = (attention_as_products, moves_as_reshapes)
+
+
+@dataclass(frozen=True)
+class ExecuTorch:
+    """ExecuTorch with the XNNPACK delegate. What it does not take runs on ExecuTorch's own kernels, and is listed."""
+
+    name = "executorch"
+    extra = "executorch"
+    runner = "executorch"
+    checked_by = "the .pte file, in ExecuTorch's own runtime with XNNPACK on this CPU"
+    unverified = (
+        "the kernels that XNNPACK picks on the phone's CPU (NEON, dot products), and their speed",
+        "that the app links the kernels of the operators outside the delegate",
+    )
+    policy = Policy(
+        precisions=("fp32", "int8"),
+        int8="int8",
+        scheme=POLICIES["executorch"],
+        rewrites=(
+            "fold_batch_norm",
+            "fold_layer_scale",
+            "split_qkv",
+            "fold_attention_scale",
+            "drop_unread_tokens",
+            "fold_norm_affine",
+        ),
+        lowering="gather",
+        tolerance={"fp32": 1e-4, "int8": None},  # fp32: same operators, other summation order
+    )
+
+    def version(self) -> str:
+        """Version of the executorch package."""
+        try:
+            from executorch.version import __version__
+        except ModuleNotFoundError as error:
+            raise missing_extra(self.extra, error) from error
+        return str(__version__)
+
+    def runs_here(self) -> str | None:
+        """It does."""
+        return None
+
+    def resolve(self, precision: str) -> str:
+        """Names are exact already."""
+        return precision
+
+    def refuses(self, graph: Graph) -> list[Refusal]:
+        """Nothing beforehand: what XNNPACK leaves, ExecuTorch's kernels take; building names what has no kernel."""
+        return []
+
+    def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
+        """Lower and write `model.pte`, with the list of what XNNPACK did not take."""
+        version = self.version()
+        with quiet(), quiet_descriptor(), Reasons() as reasons:
+            lowered = _lowered(_formed(graph))
+            options = {"partition": partition(lowered.exported_program(), reasons.found)}
+            try:
+                written = lowered.to_executorch()
+            except RuntimeError as error:
+                text = " ".join(str(error).split())
+                raise RuntimeRefusal(f"ExecuTorch {version} has no kernel for this program: {text[-300:]}") from error
+        (folder / "model.pte").write_bytes(written.buffer)
+        files = ("model.pte",)
+        return Engine(folder, self.name, version, precision, files[0], files, graph.inputs, options)
+
+    def open(self, engine: Engine, threads: int | None = None) -> Session:
+        """Load the file. threads: of the whole process, as its runtime has one pool."""
+        return PteSession(engine, threads)
+
+
+def _formed(graph: Graph) -> ExportedProgram:
+    """The program in the operators of `FORMS`."""
+    module = graph.program.module()
+    for form in FORMS:
+        form(module)
+    sweep(module)
+    return export_program(module, graph.inputs)
+
+
+def _lowered(program: ExportedProgram) -> Any:
+    """ExecuTorch's program, parts of which are XNNPACK's."""
+    before = logging.root.handlers[:]
+    with quiet("torch.utils._pytree"):
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+        logging.root.handlers[:] = before  # the import configures logging for the whole process
+        config = EdgeCompileConfig(_check_ir_validity=False)  # the check of the engine's outputs sees more
+        with _without_patterns():
+            return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], compile_config=config)
+
+
+@contextmanager
+def _without_patterns() -> Iterator[None]:
+    """XNNPACK's passes without the two that trace example models, to find torch's own decompositions of them.
+
+    Nothing here is decomposed that way (`FORMS`), and the tracing takes longer than a small model's whole build.
+    """
+    from executorch.backends.xnnpack import xnnpack_preprocess
+    from executorch.backends.xnnpack._passes import ConvertToSDPAPass, ConvertToUpsampleBilinear2d, XNNPACKPassManager
+
+    def fewer(program: ExportedProgram, passes: Any = None) -> Any:
+        manager = XNNPACKPassManager(program, passes)
+        manager.passes = [p for p in manager.passes if p not in (ConvertToSDPAPass, ConvertToUpsampleBilinear2d)]
+        return manager
+
+    xnnpack_preprocess.XNNPACKPassManager = fewer
+    try:
+        yield
+    finally:
+        xnnpack_preprocess.XNNPACKPassManager = XNNPACKPassManager
+
+
+class PteSession:
+    """A loaded program."""
+
+    def __init__(self, engine: Engine, threads: int | None) -> None:
+        import torch  # noqa: F401 (its libraries must be loaded before the extension)
+
+        try:
+            with quiet_descriptor():  # it reports what it reads of the CPU
+                from executorch.extension.pybindings import _C  # the module around it imports the whole compiler
+        except ModuleNotFoundError as error:
+            raise missing_extra("executorch", error) from error
+        path = engine.folder / engine.entry
+        try:
+            with quiet_descriptor():
+                if threads:
+                    _C._unsafe_reset_threadpool(threads)
+                self.program = _C._load_for_executorch(str(path))
+        except RuntimeError as error:
+            raise RuntimeRefusal(f"ExecuTorch cannot load {path.name}: {error}; export it again") from error
+
+    def run(self, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """One inference."""
+        import torch
+
+        out: np.ndarray[Any, Any] = self.program.forward([torch.from_numpy(images)])[0].numpy()
+        return out

@@ -1,0 +1,109 @@
+"""Attention, products and moves in the operators that delegates know: the same function, none of the others left."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from edgevit.export.attention_as_products import attention_as_products
+from edgevit.export.moves_as_reshapes import moves_as_reshapes
+from edgevit.export.rewrite import sweep
+
+EXACT = 1e-6  # the scale on one side of the product instead of its root on both
+
+
+class Attention(torch.nn.Module):
+    """Windows `[B, W, H, N, d]`, or heads `[B, H, N, d]`, with a mask that broadcasts."""
+
+    def __init__(self, masked, scale=None):
+        super().__init__()
+        self.masked, self.scale = masked, scale
+
+    def forward(self, x):
+        q, k, v = x.reshape(2, 6, 3, 4, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = x[:, None, None, :, 0] if self.masked else None
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+
+
+def program(module, *inputs):
+    return torch.export.export(module.eval(), inputs).module()
+
+
+def operators(module):
+    return {str(node.target).removeprefix("aten.") for node in module.graph.nodes if node.op == "call_function"}
+
+
+@pytest.mark.parametrize(("masked", "scale"), [(False, None), (True, None), (True, 0.5)])
+def test_attention_is_two_products_of_three_dimensions(masked, scale):
+    x = torch.randn(2, 6, 96, generator=torch.Generator().manual_seed(0))
+    module = program(Attention(masked, scale), x)
+    want = module(x)
+    assert attention_as_products(module) == 1
+    sweep(module)
+    assert (module(x) - want).abs().max() <= EXACT * want.abs().max()
+    assert "scaled_dot_product_attention.default" not in operators(module)
+    products = [node for node in module.graph.nodes if node.target is torch.ops.aten.bmm.default]
+    assert [tuple(node.meta["val"].shape) for node in products] == [(8, 6, 6), (8, 6, 8)]
+
+
+def test_attention_that_means_more_is_left_alone():
+    class Causal(torch.nn.Module):
+        def forward(self, x):
+            return functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    module = program(Causal(), torch.zeros(1, 2, 3, 4))
+    assert attention_as_products(module) == 0
+    assert "scaled_dot_product_attention.default" in operators(module)
+
+
+def test_products_of_equal_batches_are_batched_products_and_others_stay():
+    class Products(torch.nn.Module):
+        def forward(self, x):
+            return x @ x.transpose(-2, -1) @ x, x @ x[0, 0].T
+
+    x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    module = program(Products(), x)
+    want = module(x)
+    assert attention_as_products(module) == 2
+    sweep(module)
+    for got, expected in zip(module(x), want, strict=True):
+        torch.testing.assert_close(got, expected)
+    assert "matmul.default" in operators(module)  # by one matrix: a Linear in all but name
+
+
+class Moves(torch.nn.Module):
+    """Every operator of the pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = torch.nn.Parameter(torch.arange(4.0).reshape(1, 1, 4))
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(2, -1, -1), x], 1)
+        first, last = x.split([3, 4], 1)
+        halves = x.chunk(2, 2)
+        several = [x[:, -1], x[:, 2].unsqueeze(1).squeeze(1), first.sum(1), last[:, 0], halves[1].flatten(1)[:, :4]]
+        return torch.stack([*several, *x[:, :2].unbind(1)], 1)
+
+
+def test_moves_are_slices_and_reshapes():
+    x = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    module = program(Moves(), x)
+    want = module(x)
+    assert moves_as_reshapes(module) > 8
+    sweep(module)
+    assert torch.equal(module(x), want)
+    left = operators(module)
+    assert not left & {
+        "select.int", "unsqueeze.default", "squeeze.dim", "flatten.using_ints", "unbind.int", "expand.default",
+        "split_with_sizes.default", "chunk.default",
+    }  # fmt: skip
+
+
+def test_an_expand_of_what_depends_on_the_image_stays():
+    class Broadcast(torch.nn.Module):
+        def forward(self, x):
+            return x.expand(3, -1), x.expand(1, 4)
+
+    module = program(Broadcast(), torch.zeros(1, 4))
+    assert moves_as_reshapes(module) == 1  # the one that changes no shape
+    assert "expand.default" in operators(module)

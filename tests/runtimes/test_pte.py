@@ -1,0 +1,128 @@
+"""Target executorch: the .pte runs in ExecuTorch's own runtime, and the manifest says what XNNPACK did not take."""
+
+import numpy as np
+import pytest
+import torch
+
+from edgevit.errors import MissingExtra, RuntimeRefusal
+from edgevit.export.trace import trace
+from edgevit.quant.apply import quantize
+from edgevit.runtimes import runtime
+from edgevit.stages import InputSpec
+
+pytest.importorskip("executorch")
+TARGET = runtime("executorch")
+EXACT = 1e-5  # float32 sums in another order; nothing else may differ
+
+
+def outputs(engine, images):
+    session = TARGET.open(engine, threads=1)
+    return np.concatenate([session.run(image) for image in images])
+
+
+def wanted(module, images):
+    with torch.no_grad():
+        return np.concatenate([module(torch.from_numpy(image)).numpy() for image in images])
+
+
+def rest(engine):
+    return {row["operator"]: row for row in engine.options["partition"]["rest"]}
+
+
+def test_float32_is_eager_and_all_but_norms_are_delegated(engine, eager, images):
+    _, built = engine("executorch")
+    got, want = outputs(built, images), wanted(eager(), images)
+    assert got.dtype == np.float32
+    assert np.abs(got - want).max() <= EXACT * np.abs(want).max()
+    assert {name: row["count"] for name, row in rest(built).items()} == {"native_layer_norm": 5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["tome:r=3", "evit:keep=0.5@1,2"])
+def test_token_selection_stays_outside_the_delegate_and_is_listed(engine, eager, images, schedule):
+    _, built = engine("executorch", schedule)
+    got, want = outputs(built, images), wanted(eager(schedule), images)
+    assert np.abs(got - want).max() <= EXACT * np.abs(want).max()
+    assert "topk" in rest(built)
+    assert all(row["reason"] for row in rest(built).values())
+
+
+def test_integer_layers_are_delegated_whole(images, tmp_path):
+    """A convolution and a Linear with float operators behind them: no quantizer is left without a kernel."""
+
+    class Small(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            generator = torch.Generator().manual_seed(0)
+            self.conv, self.linear = torch.nn.Conv2d(3, 8, 8, 8), torch.nn.Linear(8, 16)
+            with torch.no_grad():
+                for parameter in self.parameters():
+                    parameter.normal_(0, 0.3, generator=generator)
+
+        def forward(self, x):
+            return torch.nn.functional.gelu(self.linear(self.conv(x).flatten(2).transpose(1, 2))).flatten(1)
+
+    module = Small().eval()
+    policy = TARGET.policy
+    program = quantize(trace(module, InputSpec(1, 32, 32)), policy.scheme, policy.rewrites, images, len(images))
+    built = TARGET.build(program, tmp_path, "int8")
+    assert built.options["partition"]["rest"] == []
+    assert built.options["partition"]["calls"] == 1
+    got, own, want = outputs(built, images), wanted(program.program.module(), images), wanted(module, images)
+    # a value between two integers may round to the other: one step of a quantizer, of 255 over its range
+    assert np.median(np.abs(got - own).max(axis=1)) <= 0.02 * np.abs(own).max()
+    assert 10 * np.log10(np.square(want).mean() / np.square(got - want).mean()) > 30  # three roundings of 40 dB or more
+    assert np.abs(got - want).max() > 1e-3 * np.abs(want).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["none", "tome:r=3"])
+def test_int8_is_its_own_program(engine, graph, images, schedule):
+    _, built = engine("executorch", schedule, "int8")
+    own = wanted(graph(schedule, "executorch").program.module(), images)
+    got = outputs(built, images)
+    off = np.abs(got - own).max(axis=1) / np.abs(own).max()
+    assert np.median(off) < 0.03  # values between two integers, and the merges they may change
+    assert not any("quantize" in name for name in rest(built))
+
+
+@pytest.mark.slow
+def test_the_same_program_gives_the_same_bytes(engine, graph, tmp_path):
+    _, built = engine("executorch")
+    TARGET.build(graph(), tmp_path, "fp32")
+    assert (tmp_path / "model.pte").read_bytes() == (built.folder / "model.pte").read_bytes()
+
+
+def test_the_import_leaves_logging_alone(engine):
+    import logging
+
+    engine("executorch")
+    assert not any(type(h) is logging.StreamHandler for h in logging.root.handlers)
+
+
+def test_a_damaged_file_is_named(engine, tmp_path):
+    from dataclasses import replace
+
+    _, built = engine("executorch")
+    (tmp_path / "model.pte").write_bytes((built.folder / "model.pte").read_bytes()[:200])
+    with pytest.raises(RuntimeRefusal, match=r"ExecuTorch cannot load model\.pte: .*; export it again"):
+        TARGET.open(replace(built, folder=tmp_path))
+
+
+def test_a_wrong_image_size_is_an_error(engine):
+    _, built = engine("executorch")
+    with pytest.raises(RuntimeError, match=r"(?i)shape|size|input"):
+        TARGET.open(built).run(np.zeros((1, 3, 40, 40), np.float32))
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "executorch.version", None)
+    monkeypatch.setitem(__import__("sys").modules, "executorch", None)
+    with pytest.raises(MissingExtra, match=r"this needs executorch.*pip install 'edgevit\[executorch\]'"):
+        TARGET.version()
+
+
+def test_nothing_is_written_to_the_terminal(engine, capfd):
+    _, built = engine("executorch")
+    TARGET.open(built)
+    assert capfd.readouterr() == ("", "")
