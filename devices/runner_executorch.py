@@ -49,10 +49,11 @@ def open_engine(job: dict[str, Any], array: Any) -> tuple[Callable[[], object], 
         runtime._unsafe_reset_threadpool(threads)
     baseline = memory_bytes("VmRSS")
     start = time.perf_counter_ns()
-    module = runtime._load_for_executorch(str(job["engine"]))
+    program = runtime._load_program(str(job["engine"]))
+    method = program.load_method("forward")
     load_ms = (time.perf_counter_ns() - start) / 1e6
 
-    meta = module.method_meta("forward")
+    meta = method.method_meta()
     shapes = [list(meta.input_tensor_meta(place).sizes()) for place in range(meta.num_inputs())]
     if shapes != [list(array.shape)]:
         raise RuntimeError(f"the program's inputs are {shapes}, the job gives {list(array.shape)}")
@@ -65,7 +66,7 @@ def open_engine(job: dict[str, Any], array: Any) -> tuple[Callable[[], object], 
         "baseline_memory_bytes": baseline,
         "applied": {"backends": list(runtime._get_registered_backend_names())},
     }
-    return lambda: module.forward(images, clone_outputs=False), facts
+    return lambda: method.call(images, clone_outputs=False), facts
 
 
 # From here to the end, the runners of real engines hold the same text (a test compares them): each must be one

@@ -141,7 +141,7 @@ def _without_patterns() -> Iterator[None]:
 
 
 class PteSession:
-    """A loaded program."""
+    """A loaded method."""
 
     def __init__(self, engine: Engine, threads: int | None) -> None:
         import torch  # noqa: F401 (its libraries must be loaded before the extension)
@@ -156,7 +156,7 @@ class PteSession:
             with quiet_descriptor():
                 if threads:
                     _C._unsafe_reset_threadpool(threads)
-                self.program = _C._load_for_executorch(str(path))
+                self.method = _C._load_program(str(path)).load_method("forward")
         except RuntimeError as error:
             raise RuntimeRefusal(f"ExecuTorch cannot load {path.name}: {error}; export it again") from error
 
@@ -164,5 +164,5 @@ class PteSession:
         """One inference."""
         import torch
 
-        out: np.ndarray[Any, Any] = self.program.forward([torch.from_numpy(images)])[0].numpy()
+        out: np.ndarray[Any, Any] = self.method([torch.from_numpy(images)])[0].numpy()
         return out
