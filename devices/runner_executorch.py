@@ -149,6 +149,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         raise RuntimeError(f"engine file {job['engine']} does not exist")
     array = pseudo_random(job["input"]["shape"], job["seed"])
     run, facts = open_engine(job, array)
+    facts["load_memory_bytes"] = memory_bytes("VmHWM")
     first_ms = once_ns(run) / 1e6
     warm = warm_up(run, job["warmup_s"], job["max_seconds"])
     samples_ms = sample(run, job)
