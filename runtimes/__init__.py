@@ -1,8 +1,7 @@
 """edgevit.runtimes: one file per target. The only code that imports a vendor's runtime, inside its methods.
 
 TARGETS is the whole list, in the order it is shown. A target is one file with one class (protocol:
-`edgevit.runtimes.base.Runtime`), one line here, one test. PLANNED names what the command line promises and this
-version cannot build, with the reason.
+`edgevit.runtimes.base.Runtime`), one line here, one test.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ TARGETS = {
     "web": "edgevit.runtimes.web:Web",
 }
 HIDDEN = {"fake": "edgevit.runtimes.fake:Fake"}  # for tests: builds and runs without any package
-PLANNED: tuple[str, ...] = ()
 ALIASES = {
     "onnxruntime": "ort",
     "ov": "openvino",
@@ -48,12 +46,10 @@ def runtime(name: str, options: Mapping[str, str] | None = None) -> Runtime:
     """The runtime of a target name or alias, with its options set. Raises RuntimeRefusal with what to type instead."""
     key = ALIASES.get(name.lower(), name.lower())
     if key == "apple":
-        raise RuntimeRefusal("target 'apple' is two: coreml (iOS 17 to 26) or coreai (iOS and macOS 27); name one")
+        raise RuntimeRefusal("target 'apple' is two: coreml (iOS 16 to 26) or coreai (iOS and macOS 27); name one")
     known = {**TARGETS, **HIDDEN}
-    if key in PLANNED:
-        raise RuntimeRefusal(f"target {key} is not in this version; it builds {', '.join(TARGETS)}")
     if key not in known:
-        hint = did_you_mean(key, [*TARGETS, *PLANNED, *ALIASES])
+        hint = did_you_mean(key, [*TARGETS, *ALIASES])
         raise RuntimeRefusal(f"unknown target {name!r}{hint}; targets: {', '.join(TARGETS)}")
     cls = named(known[key])
     names = [field.name for field in fields(cls)]

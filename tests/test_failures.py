@@ -29,7 +29,7 @@ def export(refused, program_file):
         ("openvno", "did you mean openvino?"),
         ("onxruntime", "did you mean onnxruntime?"),
         ("magic", "targets: onnx, ort, openvino"),
-        ("apple", "coreml (iOS 17 to 26) or coreai"),
+        ("apple", "coreml (iOS 16 to 26) or coreai"),
     ],
 )
 def test_target(export, target, says):

@@ -15,7 +15,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List every target of the command line, the planned ones too."""
+    """List every target."""
     rows = survey()
     if arguments.json:
         print_json({"targets": rows})
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 def survey() -> list[dict[str, Any]]:
     """One row per target; importing the runtime is the only honest test that it is there."""
     from edgevit.errors import MissingExtra
-    from edgevit.runtimes import PLANNED, TARGETS, runtime
+    from edgevit.runtimes import TARGETS, runtime
 
     rows = []
     for name in TARGETS:
@@ -66,17 +66,6 @@ def survey() -> list[dict[str, Any]]:
                 "reason": reason or target.runs_here() or "",
             }
         )
-    for name in PLANNED:
-        absent: dict[str, Any] = {
-            "available": False,
-            "builds_here": False,
-            "runs_here": False,
-            "version": None,
-            "precisions": [],
-            "options": {},
-        }
-        reason = "not in this version of edgevit"
-        rows.append({"name": name, **absent, "install": reason, "reason": reason})
     return rows
 
 

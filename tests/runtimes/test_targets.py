@@ -5,7 +5,7 @@ import pytest
 from edgevit.errors import MissingExtra, RuntimeRefusal
 from edgevit.export.rewrite import PASSES
 from edgevit.quant.scheme import QuantScheme
-from edgevit.runtimes import ALIASES, HIDDEN, PLANNED, TARGETS, runtime
+from edgevit.runtimes import HIDDEN, TARGETS, runtime
 from edgevit.tokens.lowering import LOWERINGS
 
 
@@ -78,12 +78,6 @@ def test_aliases_and_capitals_are_understood(alias, name):
 def test_a_wrong_name_is_refused_with_the_nearest_one(typed, text):
     with pytest.raises(RuntimeRefusal, match=text):
         runtime(typed)
-
-
-@pytest.mark.parametrize("name", [*PLANNED, *(alias for alias, name in ALIASES.items() if name in PLANNED)])
-def test_a_planned_target_says_that_it_is_not_here_yet(name):
-    with pytest.raises(RuntimeRefusal, match=rf"target {ALIASES.get(name, name)} is not in this version"):
-        runtime(name)
 
 
 @pytest.mark.parametrize(("target", "package", "extra"), [
