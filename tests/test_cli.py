@@ -131,7 +131,7 @@ def test_tables_of_eval_profile_targets_methods_doctor(cli, fake_bundle, picture
         (("eval", fake_bundle, "--data", pictures.csv), ("top-1", "tiny")),
         (("eval", fake_bundle, "--data", pictures.csv, "--against", fake_bundle), ("agreement", "100.00")),
         (("profile", fake_bundle, "--rounds", "1"), ("median", "tiny")),
-        (("targets",), ("openvino", "coreml", "not in this version")),
+        (("targets",), ("openvino", "coreml", "executorch")),
         (("methods",), ("tome", "evit", "keep")),
         (("doctor",), ("torch", "target", "CPU")),
     ):
