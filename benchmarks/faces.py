@@ -35,10 +35,7 @@ if TYPE_CHECKING:
 
     Run = Callable[[np.ndarray], np.ndarray]
 
-PRECISION = {
-    "ort": "int8",
-    "openvino": "int8+fp32",
-}  # what is not int8 is float32 in every engine
+TARGETS = ("ort", "openvino")
 PEERS = ("NNCF default", "NNCF TRANSFORMER")
 
 
@@ -138,14 +135,18 @@ def ours(
     """Rows of one scheme: the program in PyTorch, and the engines."""
     from edgevit.runtimes import runtime
 
-    def graph(target: str) -> QuantizedGraph:
-        return quantized_program(module, calibration, replace(runtime(target).policy.scheme, **fields), target)
+    def graph(target: str, precision: str = "int8") -> QuantizedGraph:
+        scheme = runtime(target).policy.quantizes(precision)
+        assert scheme is not None
+        return quantized_program(module, calibration, replace(scheme, **fields), target)
 
     def engine(target: str) -> Run:
-        return in_runtime(runtime(target).build(graph(target), folder, PRECISION[target]))
+        found = runtime(target)
+        precision = found.resolve("int8").replace("bf16", "fp32")  # what is not int8 is float32 in every engine
+        return in_runtime(found.build(graph(target, precision), folder, precision))
 
     rows: dict[str, Callable[[], Run]] = {f"{name}, PyTorch": lambda: in_torch(graph("ort").program.module())}
-    return rows | {f"{name}, {target}": lambda target=target: engine(target) for target in PRECISION}
+    return rows | {f"{name}, {target}": lambda target=target: engine(target) for target in TARGETS}
 
 
 def parsed(text: str) -> tuple[str, dict[str, Any]]:

@@ -83,8 +83,7 @@ def bundles(name: str, target: str, calib: Path, out: Path) -> tuple[Bundle, Bun
     for precision in ("fp32", "int8"):
         place = out / f"{target}-{precision}"
         if not place.exists():
-            asked = {"ort": precision, "openvino": precision.replace("int8", "int8+fp32")}[target]
-            export(ExportSettings(model=str(model), target=target, precision=asked, out=place, calib=calib,
+            export(ExportSettings(model=str(model), target=target, precision=precision, out=place, calib=calib,
                                   input_size=size))  # fmt: skip
         found.append(Bundle.load(place))
     return found[0], found[1]
