@@ -124,3 +124,16 @@ def test_fp8_is_written_as_8_bit_floats_on_both_sides(made):
 def test_calibration_images_are_asked_for(precision, tmp_path):
     with pytest.raises(QuantError, match=f"{precision} needs calibration images: pass --calib DATA"):
         ExportSettings(model="m", target="onnx", precision=precision, out=tmp_path)
+
+
+@pytest.mark.slow
+def test_fp16_is_written_by_target_onnx(engine, eager, images):
+    import onnx
+
+    found, built = engine("onnx", precision="fp16")
+    kinds = {t.data_type for t in read(built).graph.initializer if len(t.dims) > 1}
+    assert onnx.TensorProto.FLOAT16 in kinds
+    assert onnx.TensorProto.FLOAT not in kinds
+    with torch.no_grad():
+        want = eager()(torch.from_numpy(images[0])).numpy()
+    assert np.abs(found.open(built, threads=1).run(images[0]) - want).max() < 4e-3 * np.abs(want).max()
