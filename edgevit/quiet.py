@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Silence warnings and the named loggers; what fails still raises."""
+    """Silence warnings and the named loggers, and undo `logging.basicConfig` of an import; what fails still raises."""
+    handlers = logging.root.handlers[:]
     found = [logging.getLogger(name) for name in loggers]
     before = [logger.disabled for logger in found]
     try:
@@ -20,6 +21,7 @@ def quiet(*loggers: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        logging.root.handlers[:] = handlers
         for logger, disabled in zip(found, before, strict=True):
             logger.disabled = disabled
 

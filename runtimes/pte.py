@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from edgevit.errors import RuntimeRefusal, missing_extra
 from edgevit.export.attention_as_products import attention_as_products
 from edgevit.export.moves_as_reshapes import moves_as_reshapes
 from edgevit.export.rewrite import sweep
+from edgevit.export.to_half import to_half
 from edgevit.export.trace import export_program
 from edgevit.quant.policies import POLICIES
 from edgevit.quiet import quiet, quiet_descriptor
 from edgevit.runtimes.base import Policy, Session
-from edgevit.runtimes.pte_partition import Reasons, partition
+from edgevit.runtimes.pte_partition import Reasons, left, operator_name, partition
 from edgevit.stages import Engine, Graph, Refusal
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ExecuTorch:
         "that the app links the kernels of the operators outside the delegate",
     )
     policy = Policy(
-        precisions=("fp32", "int8"),
+        precisions=("fp32", "fp16", "int8"),
         int8="int8",
         scheme=POLICIES["executorch"],
         rewrites=(
@@ -54,7 +54,9 @@ class ExecuTorch:
             "fold_norm_affine",
         ),
         lowering="gather",
-        tolerance={"fp32": 1e-4, "int8": None},  # fp32: same operators, other summation order
+        # fp32: same operators, other summation order. fp16 rounds at every operator, and a rounded similarity may pick
+        # another, nearly equal, token: judged by agreement like 8 bits.
+        tolerance={"fp32": 1e-4, "fp16": None, "int8": None},
     )
 
     def version(self) -> str:
@@ -81,13 +83,10 @@ class ExecuTorch:
         """Lower and write `model.pte`, with the list of what XNNPACK did not take."""
         version = self.version()
         with quiet(), quiet_descriptor(), Reasons() as reasons:
-            lowered = _lowered(_formed(graph))
+            lowered = _lowered(_formed(to_half(graph) if precision == "fp16" else graph))
             options = {"partition": partition(lowered.exported_program(), reasons.found)}
-            try:
-                written = lowered.to_executorch()
-            except RuntimeError as error:
-                text = " ".join(str(error).split())
-                raise RuntimeRefusal(f"ExecuTorch {version} has no kernel for this program: {text[-300:]}") from error
+            _check_kernels(lowered.exported_program())
+            written = lowered.to_executorch()
         (folder / "model.pte").write_bytes(written.buffer)
         files = ("model.pte",)
         return Engine(folder, self.name, version, precision, files[0], files, graph.inputs, options)
@@ -95,6 +94,27 @@ class ExecuTorch:
     def open(self, engine: Engine, threads: int | None = None) -> Session:
         """Load the file. threads: of the whole process, as its runtime has one pool."""
         return PteSession(engine, threads)
+
+
+def _check_kernels(program: ExportedProgram) -> None:
+    """Raise RuntimeRefusal when an operator outside the delegate has no kernel in this runtime."""
+    there = {name.split("::")[-1].split(".")[0] for name in _extension()._get_operator_names()}
+    for node in left(program):
+        if operator_name(node) not in there:
+            what = f"{node.name}: ExecuTorch has no kernel of {operator_name(node)}, and XNNPACK does not take it"
+            raise RuntimeRefusal(f"{what}; write the model without it, or take another target")
+
+
+def _extension() -> Any:
+    """ExecuTorch's runtime. The module around it would import the whole compiler."""
+    import torch  # noqa: F401 (its libraries must be loaded before the extension)
+
+    try:
+        with quiet_descriptor():  # it reports what it reads of the CPU
+            from executorch.extension.pybindings import _C
+    except ModuleNotFoundError as error:
+        raise missing_extra("executorch", error) from error
+    return _C
 
 
 def _formed(graph: Graph) -> ExportedProgram:
@@ -108,12 +128,10 @@ def _formed(graph: Graph) -> ExportedProgram:
 
 def _lowered(program: ExportedProgram) -> Any:
     """ExecuTorch's program, parts of which are XNNPACK's."""
-    before = logging.root.handlers[:]
     with quiet("torch.utils._pytree"):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-        logging.root.handlers[:] = before  # the import configures logging for the whole process
         config = EdgeCompileConfig(_check_ir_validity=False)  # the check of the engine's outputs sees more
         with _without_patterns():
             return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], compile_config=config)
@@ -144,19 +162,12 @@ class PteSession:
     """A loaded method."""
 
     def __init__(self, engine: Engine, threads: int | None) -> None:
-        import torch  # noqa: F401 (its libraries must be loaded before the extension)
-
-        try:
-            with quiet_descriptor():  # it reports what it reads of the CPU
-                from executorch.extension.pybindings import _C  # the module around it imports the whole compiler
-        except ModuleNotFoundError as error:
-            raise missing_extra("executorch", error) from error
-        path = engine.folder / engine.entry
+        runtime, path = _extension(), engine.folder / engine.entry
         try:
             with quiet_descriptor():
                 if threads:
-                    _C._unsafe_reset_threadpool(threads)
-                self.method = _C._load_program(str(path)).load_method("forward")
+                    runtime._unsafe_reset_threadpool(threads)
+                self.method = runtime._load_program(str(path)).load_method("forward")
         except RuntimeError as error:
             raise RuntimeRefusal(f"ExecuTorch cannot load {path.name}: {error}; export it again") from error
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-    from torch.fx import Graph
+    from torch.fx import Graph, Node
 
 DELEGATE = "executorch_call_delegate"
 UNKNOWN = "XNNPACK has no such operator"
@@ -47,28 +47,28 @@ class Reasons(logging.Handler):
 
 def partition(program: ExportedProgram, reasons: dict[str, str]) -> dict[str, Any]:
     """For the manifest: operators that XNNPACK takes, of how many, in how many calls; the others with the reason."""
-    inside, calls = 0, 0
-    rest: Counter[tuple[str, str]] = Counter()
-    for node in program.graph.nodes:
-        if str(node.target) == DELEGATE:
-            lowered = getattr(program.graph_module, node.args[0].target)
-            inside += _count(lowered.original_module.graph)
-            calls += 1
-        elif node.op == "call_function" and "getitem" not in str(node.target):
-            rest[_name(node), reasons.get(node.name, UNKNOWN)] += 1
+    calls = [node for node in program.graph.nodes if str(node.target) == DELEGATE]
+    taken = [getattr(program.graph_module, node.args[0].target).original_module.graph for node in calls]
+    inside = sum(len(_operators(graph)) for graph in taken)
+    rest = Counter((operator_name(node), reasons.get(node.name, UNKNOWN)) for node in left(program))
     return {
         "delegate": "XNNPACK",
         "operators": inside,
         "of": inside + sum(rest.values()),
-        "calls": calls,
+        "calls": len(calls),
         "rest": [{"operator": name, "count": count, "reason": why} for (name, why), count in rest.most_common()],
     }
 
 
-def _count(graph: Graph) -> int:
-    return sum(node.op == "call_function" and "getitem" not in str(node.target) for node in graph.nodes)
+def left(program: ExportedProgram) -> list[Node]:
+    """The operators outside the delegate."""
+    return [node for node in _operators(program.graph) if str(node.target) != DELEGATE]
 
 
-def _name(node: Any) -> str:
+def _operators(graph: Graph) -> list[Node]:
+    return [node for node in graph.nodes if node.op == "call_function" and "getitem" not in str(node.target)]
+
+
+def operator_name(node: Node) -> str:
     """`aten.native_layer_norm.default` → `native_layer_norm`."""
     return str(node.target.__name__).split(".")[-2]

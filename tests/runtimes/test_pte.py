@@ -87,17 +87,35 @@ def test_int8_is_its_own_program(engine, graph, images, schedule):
 
 
 @pytest.mark.slow
+def test_float16_is_near_eager_and_half_as_large(engine, eager, images):
+    _, built = engine("executorch", "none", "fp16")
+    got, want = outputs(built, images), wanted(eager(), images)
+    assert got.dtype == np.float32
+    assert (
+        10 * np.log10(np.square(want).mean() / np.square(got - want).mean()) > 45
+    )  # 66 dB an operator, some 40 of them
+    assert np.abs(got - want).max() > EXACT * np.abs(want).max()
+    size, whole = ((e.folder / e.entry).stat().st_size for e in (built, engine("executorch")[1]))
+    assert size < 0.8 * whole  # half of the weights; the operators of a tiny model are as many bytes again
+
+
+@pytest.mark.slow
 def test_the_same_program_gives_the_same_bytes(engine, graph, tmp_path):
     _, built = engine("executorch")
     TARGET.build(graph(), tmp_path, "fp32")
     assert (tmp_path / "model.pte").read_bytes() == (built.folder / "model.pte").read_bytes()
 
 
-def test_the_import_leaves_logging_alone(engine):
-    import logging
+def test_an_operator_without_a_kernel_is_named(tmp_path):
+    class Sorted(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1).sort(dim=1).values
 
-    engine("executorch")
-    assert not any(type(h) is logging.StreamHandler for h in logging.root.handlers)
+    with pytest.raises(
+        RuntimeRefusal, match=r"aten_sort_default: ExecuTorch has no kernel of sort, .*; write the model"
+    ):
+        TARGET.build(trace(Sorted(), InputSpec(1, 8, 8)), tmp_path, "fp32")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_file_is_named(engine, tmp_path):
