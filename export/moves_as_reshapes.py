@@ -6,18 +6,20 @@ import operator
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from edgevit.export.rewrite import Node, attribute, call, constant
+from edgevit.export.rewrite import Node, call
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
+BROADCASTS = ("add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor")
 RENAMES = ("unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "flatten.using_ints", "view.default")
 
 
 def moves_as_reshapes(module: GraphModule) -> int:
     """unsqueeze, squeeze, flatten -> reshape; select, unbind -> slice, reshape; split, chunk -> slice.
 
-    An expand goes where it changes no shape, and of a constant it is laid out beforehand.
+    An expand goes where it changes no shape or its readers broadcast. Of reshapes in a row the last is left, and none
+    where nothing changes.
     """
     matched = 0
     for node in list(module.graph.nodes):
@@ -37,8 +39,11 @@ def _simpler(module: GraphModule, node: Node) -> Node | None:
     if node.target is aten.select.int:
         x, axis, index = node.args
         return call(module, node, aten.reshape.default, _cut(module, node, x, axis, index, 1), shape)
-    if node.target is aten.expand.default:
-        return _expanded(module, node, shape)
+    if node.target in (aten.expand.default, aten.expand_as.default):
+        plain = list(node.args[0].meta["val"].shape) == shape or all(_broadcasts(u, node, shape) for u in node.users)
+        return node.args[0] if plain else None
+    if node.target is aten.reshape.default:
+        return _reshaped(node, shape)
     return _part(module, node, shape) if node.target is operator.getitem else None
 
 
@@ -66,9 +71,15 @@ def _cut(module: GraphModule, before: Node, x: Node, axis: int, start: int, leng
     return call(module, before, torch.ops.aten.slice.Tensor, x, axis, start, start + length)
 
 
-def _expanded(module: GraphModule, node: Node, shape: list[int]) -> Node | None:
-    """The input where it has the shape already; a constant in that shape; else None."""
-    if list(node.args[0].meta["val"].shape) == shape:
-        return node.args[0]
-    value = attribute(module, node.args[0])
-    return None if value is None else constant(module, node, "expanded", value.expand(shape))
+def _reshaped(node: Node, shape: list[int]) -> Node | None:
+    """Its input where that has the shape already; else the node stays, on what lies in front of other reshapes."""
+    while node.args[0].target is node.target:
+        node.args = (node.args[0].args[0], shape)
+    return node.args[0] if list(node.args[0].meta["val"].shape) == shape else None
+
+
+def _broadcasts(user: Node, node: Node, shape: list[int]) -> bool:
+    """Whether a reader is arithmetic with another tensor that has the whole shape."""
+    others = [part for part in user.args if part is not node and hasattr(part, "meta")]
+    whole = any(list(part.meta["val"].shape) == shape for part in others)
+    return whole and str(user.target).removeprefix("aten.") in BROADCASTS

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import RuntimeRefusal, missing_extra
 from edgevit.export.attention_as_products import attention_as_products
+from edgevit.export.fold_constants import fold_constants
+from edgevit.export.lengths_as_sums import lengths_as_sums
 from edgevit.export.moves_as_reshapes import moves_as_reshapes
 from edgevit.export.rewrite import sweep
 from edgevit.export.to_half import to_half
@@ -26,7 +28,12 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 # What XNNPACK has no operator for, in operators it has. They keep the function of any program, quantized ones too.
-FORMS: tuple[Callable[[GraphModule], int], ...] = (attention_as_products, moves_as_reshapes)
+FORMS: tuple[Callable[[GraphModule], int], ...] = (
+    fold_constants,
+    attention_as_products,
+    lengths_as_sums,
+    moves_as_reshapes,
+)
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,6 @@ def _operators(graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if node.op == "call_function" and "getitem" not in str(node.target)]
 
 
-def operator_name(node: Node) -> str:
+def operator_name(node: Any) -> str:
     """`aten.native_layer_norm.default` → `native_layer_norm`."""
     return str(node.target.__name__).split(".")[-2]

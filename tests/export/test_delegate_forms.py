@@ -5,6 +5,8 @@ import torch
 from torch.nn import functional
 
 from edgevit.export.attention_as_products import attention_as_products
+from edgevit.export.fold_constants import fold_constants
+from edgevit.export.lengths_as_sums import lengths_as_sums
 from edgevit.export.moves_as_reshapes import moves_as_reshapes
 from edgevit.export.rewrite import sweep
 
@@ -89,6 +91,7 @@ def test_moves_are_slices_and_reshapes():
     x = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
     module = program(Moves(), x)
     want = module(x)
+    assert fold_constants(module) == 1  # the expanded token
     assert moves_as_reshapes(module) > 8
     sweep(module)
     assert torch.equal(module(x), want)
@@ -107,3 +110,82 @@ def test_an_expand_of_what_depends_on_the_image_stays():
     module = program(Broadcast(), torch.zeros(1, 4))
     assert moves_as_reshapes(module) == 1  # the one that changes no shape
     assert "expand.default" in operators(module)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_expand_goes_where_arithmetic_broadcasts_to_the_same_shape(alone):
+    class Scaled(torch.nn.Module):
+        def forward(self, x):
+            size = x.sum(-1, keepdim=True).expand(2, 4)
+            return size * size.sum(0) if alone else x * size
+
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    module = program(Scaled(), x)
+    want = module(x)
+    assert moves_as_reshapes(module) == (not alone)
+    sweep(module)
+    assert torch.equal(module(x), want)
+    assert ("expand.default" in operators(module)) is alone  # the product would be smaller without it
+
+
+def test_of_reshapes_in_a_row_one_is_left():
+    class Reshapes(torch.nn.Module):
+        def forward(self, x):
+            return x.reshape(8).reshape(4, 2).reshape(2, 2, 2), x.reshape(8).reshape(2, 4)
+
+    x = torch.arange(8.0).reshape(2, 4)
+    module = program(Reshapes(), x)
+    moves_as_reshapes(module)
+    sweep(module)
+    got = module(x)
+    assert torch.equal(got[0], x.reshape(2, 2, 2))
+    assert torch.equal(got[1], x)
+    assert [node.target for node in module.graph.nodes if node.op == "call_function"] == [
+        torch.ops.aten.reshape.default
+    ]
+
+
+def test_what_no_image_changes_is_computed_once_but_integer_weights_stay_integers():
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401 (defines the operator)
+
+    class Placed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Buffer(torch.arange(-4, 4, dtype=torch.int8).reshape(2, 4))
+            self.scale = torch.nn.Buffer(torch.tensor([0.5, 2.0]))
+
+        def forward(self, x):
+            place = torch.arange(4, device=x.device).float() / 4
+            zero = torch.zeros(2, dtype=torch.int64)
+            weight = torch.ops.quantized_decomposed.dequantize_per_channel(
+                self.weight, self.scale, zero, 0, -128, 127, torch.int8
+            )
+            return functional.linear(x + place.sin(), weight)
+
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    module = program(Placed(), x)
+    want = module(x)
+    assert fold_constants(module) == 2  # positions, zero points
+    sweep(module)
+    assert torch.equal(module(x), want)
+    assert operators(module) == {"add.Tensor", "linear.default", "quantized_decomposed.dequantize_per_channel.default"}
+    assert fold_constants(module) == 0
+
+
+@pytest.mark.parametrize("keepdim", [True, False])
+def test_lengths_are_roots_of_sums(keepdim):
+    class Lengths(torch.nn.Module):
+        def forward(self, x):
+            return (
+                torch.linalg.vector_norm(x, dim=-1, keepdim=keepdim),
+                functional.normalize(x, dim=1),
+                x.norm(p=1, dim=0),
+            )
+
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    module = program(Lengths(), x)
+    want = module(x)
+    assert lengths_as_sums(module) == 2
+    sweep(module)
+    for got, expected in zip(module(x), want, strict=True):
+        torch.testing.assert_close(got, expected)
