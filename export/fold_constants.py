@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def fold_constants(module: GraphModule) -> int:
-    """op(constants) -> reader   becomes   constant -> reader. Integer weights stay as stored, and their dequantizers."""
+    """op(constants) -> reader   becomes   constant -> reader. Integer weights stay as stored, and dequantizers."""
     import torch
 
     values: dict[Node, Any] = {}

@@ -128,6 +128,20 @@ def test_an_expand_goes_where_arithmetic_broadcasts_to_the_same_shape(alone):
     assert ("expand.default" in operators(module)) is alone  # the product would be smaller without it
 
 
+def test_parts_of_a_cat_that_hold_nothing_go():
+    class Joined(torch.nn.Module):
+        def forward(self, x):
+            return torch.cat([x[:, :0], x], 1), torch.cat([x, x[:, 2:2], x], 1)
+
+    x = torch.arange(8.0).reshape(2, 4)
+    module = program(Joined(), x)
+    want = module(x)
+    moves_as_reshapes(module)
+    sweep(module)
+    assert all(torch.equal(a, b) for a, b in zip(module(x), want, strict=True))
+    assert [node.target for node in module.graph.nodes if node.op == "call_function"] == [torch.ops.aten.cat.default]
+
+
 def test_of_reshapes_in_a_row_one_is_left():
     class Reshapes(torch.nn.Module):
         def forward(self, x):
