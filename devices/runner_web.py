@@ -138,6 +138,7 @@ class Browser:
         self.profile = tempfile.mkdtemp(prefix="edgevit-chromium-")
         url = f"{self.server.address}/index.html?check={self.server.token}&backend={backend}&threads={threads or 0}"
         self.log = (Path(self.profile) / "stderr.txt").open("w+b")
+        self.peak = 0
         # The shell hands standard input on as file 3, where Chromium listens for its debugger.
         command = ["/bin/sh", "-c", 'exec "$@" 3<&0 4>/dev/null </dev/null', "sh", path, *FLAGS, *_sandbox(), *flags]
         self.process = subprocess.Popen(
@@ -180,14 +181,15 @@ class Browser:
         return lines[-1][:300] if lines else f"exit status {self.process.returncode}"
 
     def peak_memory_bytes(self) -> int:
-        """Peak resident memory of the process that holds page, worker and WASM. 0 where /proc does not tell."""
-        peaks = [0]
+        """Peak resident memory, so far, of the process that holds page, worker and WASM. 0 where /proc does not tell."""
+        peaks = [self.peak]  # a process that was larger may have ended: Chromium drops the page it started with
         for status in Path("/proc").glob("[0-9]*/status"):
             with contextlib.suppress(OSError):  # it may have ended
                 text, command = status.read_text("utf-8", "replace"), (status.parent / "cmdline").read_bytes()
                 if os.getsid(int(status.parent.name)) == self.process.pid and b"--type=renderer" in command:
                     peaks.append(int(re.findall(r"VmHWM:\s+(\d+) kB", text)[0]) * 1024)
-        return max(peaks)
+        self.peak = max(peaks)
+        return self.peak
 
 
 def _sandbox() -> list[str]:
