@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 LOGGERS = ("coremltools", "torch.utils._pytree", "root")  # what speaks while coremltools is imported and works
+GROUP = 16
+"""Output channels that share a table of a palette."""
+LEAST_WEIGHTS = 2048
 MODEL, WEIGHTS = "com.apple.CoreML/model.mlmodel", "com.apple.CoreML/weights"
 
 
@@ -91,10 +94,10 @@ def unknown(program: ExportedProgram) -> list[Refusal]:
     from coremltools.converters.mil.frontend.torch.ops import _TORCH_OPS_REGISTRY
     from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind
 
-    found, composite = [], torch._C.DispatchKey.CompositeImplicitAutograd
+    found, composite, rewritten = [], torch._C.DispatchKey.CompositeImplicitAutograd, rewritings(fused=True)
     for node in program.graph.nodes:
         target = node.target
-        if node.op != "call_function" or target in rewritings(fused=True):
+        if node.op != "call_function" or target in rewritten:
             continue
         if isinstance(target, torch._ops.OpOverload) and target.has_kernel_for_dispatch_key(composite):
             continue
@@ -128,10 +131,6 @@ def normalize(package: Path) -> None:
     root = identifier["model.mlmodel"]
     text = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": root}
     manifest.write_text(json.dumps(text, indent=4) + "\n", encoding="utf-8")
-
-
-GROUP = 16
-LEAST_WEIGHTS = 2048
 
 
 def _palettized(model: Any, entries: int, deployment: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgevit.errors import RuntimeRefusal
 from edgevit.export.coreml_half import Half
@@ -13,6 +14,7 @@ from edgevit.names import did_you_mean
 from edgevit.quant.policies import POLICIES
 from edgevit.runtimes.base import Policy, Session
 from edgevit.runtimes.coreml_residency import forecast, summary
+from edgevit.runtimes.mil_file import Program, read_program
 from edgevit.stages import Engine, Graph, Refusal
 
 PACKAGE, RESIDENCY = "model.mlpackage", "residency.json"
@@ -87,22 +89,23 @@ class CoreMl:
 
     def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
         """Write `model.mlpackage`, and the forecast of where it will run."""
-        from edgevit.runtimes.mil_file import read_program
-
         package = folder / PACKAGE
         half = None if precision == "fp32" else Half()
         to_coreml(graph, package, self.deployment, half, self.attention == "fused", PALETTES.get(precision, 0))
-        rows = forecast(read_program(package))
+        program = read_program(package)
+        rows = forecast(program)
         note = "a forecast from public knowledge, not a measurement; Xcode's performance report or MLComputePlan tells"
         text = {"note": note, "summary": summary(rows), "operators": [row.to_json() for row in rows]}
         (folder / RESIDENCY).write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
         files = sorted(path.relative_to(folder).as_posix() for path in package.rglob("*") if path.is_file())
-        options = {
+        options: dict[str, Any] = {
             "deployment": self.deployment,
             "compute_units": self.units,
             "attention": self.attention,
             "residency_forecast": summary(rows),
         }
+        if precision in PALETTES:
+            options["not_palettized"] = _whole(program)
         entries = (*files, RESIDENCY)
         return Engine(folder, self.name, self.version(), precision, PACKAGE, entries, graph.inputs, options)
 
@@ -111,3 +114,10 @@ class CoreMl:
         from edgevit.runtimes.mil import MilSession
 
         return MilSession(engine.folder / engine.entry, threads)
+
+
+def _whole(program: Program) -> list[str]:
+    """Layers whose weight is no palette: it has few numbers, or its channels do not divide into groups."""
+    packed = {name for o in program.operations if o.kind == "constexpr_lut_to_dense" for name, _ in o.outputs}
+    layers = (o for o in program.operations if o.kind in ("linear", "conv"))
+    return [o.outputs[0][0] for o in layers if o.inputs["weight"] not in packed]

@@ -25,12 +25,6 @@ def _tensor(x: Tensor) -> torch.Tensor:
     return x if isinstance(x, torch.Tensor) else torch.tensor(x)
 
 
-def _real_div(x: Tensor, y: Tensor) -> Tensor:
-    """Integers divide to integers, towards zero; the declared type is theirs."""
-    integers = not _tensor(x).is_floating_point()
-    return torch.div(_tensor(x), y, rounding_mode="trunc") if integers else _tensor(x) / y
-
-
 def _cast(x: Tensor, dtype: str) -> Tensor:
     """Floats lose their fraction; what does not fit an integer type wraps in it, as in torch."""
     types = {"fp16": torch.float16, "fp32": torch.float32, "bool": torch.bool}
@@ -66,7 +60,8 @@ def _topk(
     return_indices: bool = True,
     output_indices_dtype: str = "int32",
 ) -> tuple[Tensor, Tensor]:
-    return tuple(torch.topk(x, x.shape[axis] if k == -1 else k, axis, not ascending, sort))  # type: ignore[return-value]
+    values, indices = torch.topk(x, x.shape[axis] if k == -1 else k, axis, not ascending, sort)
+    return values, indices
 
 
 def _argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
@@ -125,13 +120,9 @@ def _slice_by_index(
     return x[tuple(index)]
 
 
-def _split(
-    x: Tensor, axis: int, num_splits: int | None = None, split_sizes: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    sizes = (
-        _ints(split_sizes) if split_sizes is not None else [x.shape[axis] // int(num_splits or 1)] * (num_splits or 1)
-    )
-    return torch.split(x, sizes, axis)
+def _split(x: Tensor, axis: int, num_splits: int = 0, split_sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+    """By sizes, else into equal parts."""
+    return torch.split(x, x.shape[axis] // num_splits if split_sizes is None else _ints(split_sizes), axis)
 
 
 def _several(values: Any) -> list[Tensor]:
@@ -139,11 +130,9 @@ def _several(values: Any) -> list[Tensor]:
 
 
 def _concat(values: Any, axis: int, interleave: bool = False) -> Tensor:
-    """interleave: one row of each in turn."""
-    parts = _several(values)
-    if not interleave:
-        return torch.cat(parts, axis)
-    return torch.stack(parts, axis % parts[0].ndim + 1).flatten(axis % parts[0].ndim, axis % parts[0].ndim + 1)
+    if interleave:
+        raise NotImplementedError("interleave=True")
+    return torch.cat(_several(values), axis)
 
 
 def _reshape(x: Tensor, shape: Tensor) -> Tensor:
@@ -153,8 +142,9 @@ def _reshape(x: Tensor, shape: Tensor) -> Tensor:
 
 
 def _expand_dims(x: Tensor, axes: Tensor) -> Tensor:
-    rank = _tensor(x).ndim + len(axes)
+    """Axes count in the result."""
     x = _tensor(x)
+    rank = x.ndim + len(axes)
     for axis in sorted(a % rank for a in _ints(axes)):
         x = x.unsqueeze(axis)
     return x
@@ -199,7 +189,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "add": lambda x, y: x + y,
     "sub": lambda x, y: x - y,
     "mul": lambda x, y: x * y,
-    "real_div": _real_div,
+    "real_div": lambda x, y: _tensor(x) / y,
     "floor_div": lambda x, y: torch.floor_divide(_tensor(x), y),
     "pow": lambda x, y: torch.pow(_tensor(x), y),
     "maximum": lambda x, y: torch.maximum(_tensor(x), _tensor(y)),

@@ -79,6 +79,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "parts": sizes(bundle),
         "memory": memory(bundle),
         "passes": m["passes"],
+        "options": m["runtime"]["options"],
         "check": m["check"],
         "kept_float": dict(Counter(r["reason"] for r in m["kept_float"])),
     }
