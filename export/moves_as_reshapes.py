@@ -18,8 +18,8 @@ RENAMES = ("unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims"
 def moves_as_reshapes(module: GraphModule) -> int:
     """unsqueeze, squeeze, flatten -> reshape; select, unbind -> slice, reshape; split, chunk -> slice.
 
-    An expand goes where it changes no shape or its readers broadcast, and so do parts of a cat that hold nothing. Of
-    reshapes in a row the last is left, and none where nothing changes.
+    An alias goes, an expand where it changes no shape or its readers broadcast, and parts of a cat that hold nothing.
+    Of reshapes in a row the last is left, and none where nothing changes.
     """
     matched = 0
     for node in list(module.graph.nodes):
@@ -42,6 +42,8 @@ def _simpler(module: GraphModule, node: Node) -> Node | None:
     if node.target in (aten.expand.default, aten.expand_as.default):
         plain = list(node.args[0].meta["val"].shape) == shape or all(_broadcasts(u, node, shape) for u in node.users)
         return node.args[0] if plain else None
+    if node.target is aten.alias.default:
+        return node.args[0]
     if node.target is aten.cat.default:
         parts = [part for part in node.args[0] if part.meta["val"].numel()]
         node.args = (parts, *node.args[1:])

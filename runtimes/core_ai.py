@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import RuntimeRefusal, missing_extra
+from edgevit.export.fold_constants import fold_constants
+from edgevit.export.pool_as_mean import pool_as_mean
+from edgevit.export.rewrite import sweep
 from edgevit.export.to_half import to_half
+from edgevit.export.trace import export_program
 from edgevit.quant.policies import POLICIES
 from edgevit.quiet import quiet, quiet_descriptor
 from edgevit.runtimes.base import Policy, Session
@@ -122,7 +126,12 @@ def _staged(graph: Graph) -> Any:
     """A converter that holds the decomposed program, or refusals where it does not take it."""
     vendor = _coreai_torch()
     with quiet():
-        program = graph.program.run_decompositions(vendor.get_decomp_table())
+        module = graph.program.module()
+        # Positions may be computed, and pooling be decomposed, by operators that the converter does not know.
+        changed = fold_constants(module) + pool_as_mean(module)
+        sweep(module)
+        program = export_program(module, graph.inputs) if changed else graph.program
+        program = program.run_decompositions(vendor.get_decomp_table())
         # RELEASE: without the stack traces, and so the paths, of the exporting machine
         converter = vendor.TorchConverter(mode=vendor.TorchConverter.Mode.RELEASE)
         register(converter)

@@ -13,6 +13,7 @@ from edgevit.export.attention_as_products import attention_as_products
 from edgevit.export.fold_constants import fold_constants
 from edgevit.export.lengths_as_sums import lengths_as_sums
 from edgevit.export.moves_as_reshapes import moves_as_reshapes
+from edgevit.export.pool_as_mean import pool_as_mean
 from edgevit.export.rewrite import sweep
 from edgevit.export.to_half import to_half
 from edgevit.export.trace import export_program
@@ -32,6 +33,7 @@ FORMS: tuple[Callable[[GraphModule], int], ...] = (
     fold_constants,
     attention_as_products,
     lengths_as_sums,
+    pool_as_mean,
     moves_as_reshapes,
 )
 
@@ -130,6 +132,12 @@ def _formed(graph: Graph) -> ExportedProgram:
     for form in FORMS:
         form(module)
     sweep(module)
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    tensors = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+    for name in tensors:
+        if name not in read:  # else the file would hold it: the float weights behind integers
+            holder, _, last = name.rpartition(".")
+            delattr(module.get_submodule(holder), last)
     return export_program(module, graph.inputs)
 
 

@@ -8,6 +8,7 @@ from edgevit.export.attention_as_products import attention_as_products
 from edgevit.export.fold_constants import fold_constants
 from edgevit.export.lengths_as_sums import lengths_as_sums
 from edgevit.export.moves_as_reshapes import moves_as_reshapes
+from edgevit.export.pool_as_mean import pool_as_mean
 from edgevit.export.rewrite import sweep
 
 EXACT = 1e-6  # the scale on one side of the product instead of its root on both
@@ -184,6 +185,20 @@ def test_what_no_image_changes_is_computed_once_but_integer_weights_stay_integer
     assert torch.equal(module(x), want)
     assert operators(module) == {"add.Tensor", "linear.default", "quantized_decomposed.dequantize_per_channel.default"}
     assert fold_constants(module) == 0
+
+
+def test_pooling_to_one_place_is_a_mean_and_other_pooling_stays():
+    class Pools(torch.nn.Module):
+        def forward(self, x):
+            x = x.permute(0, 3, 1, 2)
+            return functional.adaptive_avg_pool2d(x, 1), functional.adaptive_avg_pool2d(x, 2)
+
+    x = torch.randn(1, 4, 4, 3, generator=torch.Generator().manual_seed(0))
+    module = program(Pools(), x)
+    want = module(x)
+    assert pool_as_mean(module) == 1
+    for got, expected in zip(module(x), want, strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("keepdim", [True, False])

@@ -68,6 +68,7 @@ def test_integer_layers_are_delegated_whole(images, tmp_path):
     built = TARGET.build(program, tmp_path, "int8")
     assert built.options["partition"]["rest"] == []
     assert built.options["partition"]["calls"] == 1
+    assert (tmp_path / "model.pte").stat().st_size < 10_000  # 1,688 weights and the format; 6,752 bytes more as floats
     got, own, want = outputs(built, images), wanted(program.program.module(), images), wanted(module, images)
     # a value between two integers may round to the other: one step of a quantizer, of 255 over its range
     assert np.median(np.abs(got - own).max(axis=1)) <= 0.02 * np.abs(own).max()
