@@ -181,7 +181,7 @@ class Browser:
         return lines[-1][:300] if lines else f"exit status {self.process.returncode}"
 
     def peak_memory_bytes(self) -> int:
-        """Peak resident memory, so far, of the process that holds page, worker and WASM. 0 where /proc does not tell."""
+        """Peak resident memory so far of the process with page, worker and WASM. 0 where /proc does not tell."""
         peaks = [self.peak]  # a process that was larger may have ended: Chromium drops the page it started with
         for status in Path("/proc").glob("[0-9]*/status"):
             with contextlib.suppress(OSError):  # it may have ended

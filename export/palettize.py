@@ -14,7 +14,7 @@ def table_and_places(values: np.ndarray[Any, Any], entries: int) -> tuple[np.nda
     """Values of any shape → (table `[entries]` ascending, in their type; index of each value, flat, uint8).
 
     Lloyd's algorithm in one dimension: sorted, so that clusters are intervals and their means come from running sums.
-    It starts where many entries would lie: as dense as the cube root of the values' own density (Panter and Dite, 1951).
+    It starts as many entries would lie: as dense as the cube root of the values' own density (Panter and Dite, 1951).
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Pooling to one place is a mean: torch's own decomposition of it names the strides that one kernel happens to return."""
+"""Pooling to one place is a mean: torch's own decomposition names the strides that one kernel happens to return."""
 
 from __future__ import annotations
 
