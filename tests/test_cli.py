@@ -247,8 +247,17 @@ def convnet(tmp_path_factory):
     return build
 
 
-@pytest.mark.parametrize("precision", [[], ["--int8"]], ids=["dense", "int8"])
-@pytest.mark.parametrize(("target", "package"), [("ort", "onnxruntime"), ("openvino", "openvino"), ("onnx", "onnx")])
+@pytest.mark.parametrize(
+    ("target", "package", "precision"),
+    [
+        ("openvino", "openvino", []),
+        ("ort", "onnxruntime", ["--int8"]),
+        pytest.param("ort", "onnxruntime", [], marks=pytest.mark.slow),
+        pytest.param("openvino", "openvino", ["--int8"], marks=pytest.mark.slow),
+        pytest.param("onnx", "onnx", [], marks=pytest.mark.slow),
+        pytest.param("onnx", "onnx", ["--int8"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_convnet_without_adapter_exports(cli, convnet, pictures, target, package, precision):
     pytest.importorskip(package)
     calib = ["--calib", pictures.csv] if precision else []
@@ -265,6 +274,7 @@ def test_a_convnet_without_adapter_exports(cli, convnet, pictures, target, packa
     assert found["images"] == 10
 
 
+@pytest.mark.slow
 def test_a_network_with_linears_on_channels_last_maps_quantizes(cli, convnet, pictures):
     """ConvNeXt and the hybrids built like it (EdgeNeXt) apply Linear to `[B, H, W, C]`."""
     model = convnet("test_convnext", "head.fc")

@@ -70,6 +70,7 @@ def export(cli, spread):
     return run
 
 
+@pytest.mark.slow
 def test_the_layers_that_8_bits_ruin_go_back_to_float_and_are_listed(export, tmp_path):
     result = export("--max-drop", "5", "--json")
     assert result.code == 0, result.err
@@ -101,6 +102,7 @@ def timed(monkeypatch, speedup):
     monkeypatch.setattr("edgevit.gate._Trials.time", time)
 
 
+@pytest.mark.slow
 def test_int8_that_is_slower_ends_in_the_table_of_regions(export, tmp_path, monkeypatch):
     timed(monkeypatch, lambda bundle, against: 0.8)
     result = export("--max-drop", "100", "--min-speedup", "1.1")
@@ -111,6 +113,7 @@ def test_int8_that_is_slower_ends_in_the_table_of_regions(export, tmp_path, monk
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_region_that_int8_made_no_faster_goes_back_to_float(export, monkeypatch):
     def fast_without_the_stem(bundle, against):
         return 1.3 if any(kept["layer"] == "embed" for kept in bundle.manifest["kept_float"]) else 0.8

@@ -56,14 +56,12 @@ def photographs(tmp_path_factory):
     return folder / "data.csv"
 
 
-QUICK = [
-    ("test_convnext", "ort", "fp32"),
+QUICK = [("test_convnext", "ort", "fp32")]
+THOROUGH = [
     ("test_convnext", "ort", "int8"),
     ("test_convnext", "openvino", "int8"),
     ("edgenext_xx_small", "ort", "fp32"),
     ("edgenext_xx_small", "openvino", "int8"),  # also holds a convolution that reads a constant
-]
-THOROUGH = [
     ("test_convnext", "openvino", "fp32"),
     ("edgenext_xx_small", "ort", "int8"),
     ("edgenext_xx_small", "openvino", "fp32"),

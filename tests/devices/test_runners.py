@@ -109,6 +109,7 @@ def pte_file(tmp_path_factory):
     return str(path)
 
 
+@pytest.mark.slow
 def test_executorch(tmp_path, pte_file):
     done, record = run("executorch", tmp_path, engine=pte_file, options={"threads": 1, "partition": {}})
     assert done.returncode == 0, done.stderr
@@ -116,6 +117,7 @@ def test_executorch(tmp_path, pte_file):
     assert "XnnpackBackend" in record["applied"]["backends"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [

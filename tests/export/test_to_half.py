@@ -93,11 +93,8 @@ def test_a_hybrid_is_near_float32(hybrid, name, tmp_path):
     assert types(half, "matmul") <= ({torch.float32} if name == "efficientvit_mit" else {torch.float16})
 
 
-@pytest.mark.parametrize("scheme", [
-    "tensorrt",
-    pytest.param("fp8", marks=pytest.mark.slow),
-    pytest.param("w4", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["tensorrt", "fp8", "w4"])
 def test_around_integers_all_is_float16(traced, scheme, tmp_path):
     images = [i.numpy() for i in drawn(INPUTS, 4)]
     graph = quantize(traced(), {**POLICIES, **OTHERS}[scheme], (), images, len(images))

@@ -20,8 +20,12 @@ QUANTIZE, DEQUANTIZE = QDQ.quantize_per_tensor.default, QDQ.dequantize_per_tenso
 CHANNELS = QDQ.dequantize_per_channel.default
 COMPUTE = (ATEN.linear.default, ATEN.conv2d.default)
 CASES = [
-    ("none", "none"), ("none", "ort"), ("none", "openvino"), ("tome:r=3", "openvino"), ("evit:keep=0.5@1,2", "ort")
-]  # fmt: skip
+    ("none", "ort"),
+    ("tome:r=3", "openvino"),
+    pytest.param("none", "none", marks=pytest.mark.slow),
+    pytest.param("none", "openvino", marks=pytest.mark.slow),
+    pytest.param("evit:keep=0.5@1,2", "ort", marks=pytest.mark.slow),
+]
 # What moves values about, as this test sees it; anything else that gives float values computes.
 STILL = {
     "full", "ones", "split_with_sizes",

@@ -15,7 +15,7 @@ pytest.importorskip("timm")
 IMAGES = 4
 TARGETS = ("ort", "openvino")
 PRECISION = "int8+w7"  # what every x86 CPU sums exactly
-QUICK = [("edgenext", "ort"), ("efficientvit_mit", "openvino")]
+QUICK = [("edgenext", "ort")]
 CASES = [
     pytest.param(name, target, marks=[] if (name, target) in QUICK else pytest.mark.slow)
     for name in HYBRIDS

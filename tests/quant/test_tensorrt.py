@@ -44,7 +44,8 @@ def test_a_hybrid_builds(name, tmp_path):
     assert build_engine(tmp_path / "model.onnx", ("SM86",))
 
 
-@pytest.mark.parametrize("policy", [pytest.param("onnx", marks=pytest.mark.slow), "tensorrt"])
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["onnx", "tensorrt"])
 def test_a_hybrid_builds_with_all_steps(policy, tmp_path):
     calibration = [image[None].numpy() for image in draw("edgenext", 4)]
     graph = traced_family("edgenext")[1]
@@ -54,7 +55,11 @@ def test_a_hybrid_builds_with_all_steps(policy, tmp_path):
     assert build_engine(tmp_path / "model.onnx", ("SM86",))
 
 
-@pytest.mark.parametrize("schedule", ["none", "tome:r=3", "evit:keep=0.5@1,2"])
+@pytest.mark.parametrize("schedule", [
+    "tome:r=3",
+    pytest.param("none", marks=pytest.mark.slow),
+    pytest.param("evit:keep=0.5@1,2", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_plain_vit_builds_reduced_or_not(traced, images, schedule, tmp_path):
     quantized = quantize(traced(schedule), POLICIES["tensorrt"], POLICY.rewrites, images, len(images))
     assert quantized.inputs == INPUTS

@@ -27,7 +27,11 @@ def wanted(module, images):
         return np.concatenate([module(torch.from_numpy(image)).numpy() for image in images])
 
 
-@pytest.mark.parametrize("schedule", ["none", "tome:r=3", "evit:keep=0.5@1,2"])
+@pytest.mark.parametrize("schedule", [
+    "none",
+    pytest.param("tome:r=3", marks=pytest.mark.slow),
+    pytest.param("evit:keep=0.5@1,2", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_float32_is_eager(engine, eager, images, schedule):
     _, built = engine("coreai", schedule)
     got, want = outputs(built, images), wanted(eager(schedule), images)
@@ -39,6 +43,7 @@ def decibel(got, want):
     return 10 * np.log10(np.square(want).mean() / np.square(got - want).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["none", "tome:r=3"])
 def test_float16_is_near_eager_and_half_as_large(engine, eager, images, schedule):
     _, built = engine("coreai", schedule, "fp16")
@@ -50,7 +55,9 @@ def test_float16_is_near_eager_and_half_as_large(engine, eager, images, schedule
     assert sizes[0] < 0.8 * sizes[1]  # half of the weights; the operators of a tiny model are as many bytes again
 
 
-@pytest.mark.parametrize("precision", ["int8+fp32", pytest.param("int8+fp16", marks=pytest.mark.slow), "w8"])
+@pytest.mark.parametrize("precision", [
+    "int8+fp32", pytest.param("int8+fp16", marks=pytest.mark.slow), pytest.param("w8", marks=pytest.mark.slow)
+])  # fmt: skip
 def test_8_bits_are_their_own_program(graph, eager, images, precision, tmp_path):
     program = quantize(graph(), TARGET.policy.quantizes(precision), TARGET.policy.rewrites, images, len(images))
     got = outputs(TARGET.build(program, tmp_path, precision), images)

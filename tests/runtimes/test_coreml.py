@@ -92,7 +92,7 @@ def kinds(engine):
     [
         ("fp32", "none", 0, 1e-5),  # sums in another order
         # 11 bits, rounded at some fifty operators
-        ("fp16", "tome:r=3", 1e-5, 5e-3),
+        pytest.param("fp16", "tome:r=3", 1e-5, 5e-3, marks=pytest.mark.slow),
         # one step in 255 of an activation that float16 moved over its edge
         ("int8", "none", 1e-5, 0.1),
         pytest.param("fp32", "evit:keep=0.5", 0, 1e-5, marks=pytest.mark.slow),

@@ -11,6 +11,17 @@ from edgevit.runtimes import runtime
 
 SCHEDULES = ["none", "tome:r=3", "evit:keep=0.5@1,2"]
 TARGETS = ["onnx", "ort", "openvino", "fake"]
+QUICK = [("ort", "none"), ("ort", "tome:r=3"), ("openvino", "evit:keep=0.5@1,2"), ("fake", "none")]
+QUICK_INT8 = [("ort", "tome:r=3"), ("openvino", "none"), ("fake", "none")]
+
+
+def cases(schedules, quick):
+    """Every target on every schedule; what is not quick is slow."""
+    return [
+        pytest.param(target, schedule, marks=[] if (target, schedule) in quick else pytest.mark.slow)
+        for target in TARGETS
+        for schedule in schedules
+    ]
 
 
 def outputs(engine, images):
@@ -28,8 +39,7 @@ def decibel(got, want):
     return 10 * np.log10(np.square(want).mean() / np.square(got - want).mean())
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("target", "schedule"), cases(SCHEDULES, QUICK))
 def test_float32_engines_agree_with_eager_within_their_tolerance(engine, eager, images, target, schedule):
     built = engine(target, schedule)
     want = wanted(eager(schedule), images)
@@ -40,8 +50,7 @@ def test_float32_engines_agree_with_eager_within_their_tolerance(engine, eager, 
     assert np.ptp(want, axis=0).max() > 0.1 * np.abs(want).max()  # outputs depend on the image
 
 
-@pytest.mark.parametrize("schedule", ["none", "tome:r=3"])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("target", "schedule"), cases(["none", "tome:r=3"], QUICK_INT8))
 def test_int8_engines_are_near_eager_but_not_equal(engine, eager, images, target, schedule):
     want = wanted(eager(schedule), images)
     got = outputs(engine(target, schedule, "int8"), images)
@@ -178,6 +187,7 @@ def test_openvino_runs_its_linears_in_integers(engine, schedule):
     assert len(integers) >= 14, kinds  # patch embedding, 6 a block (q, k, v apart), head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["ort", "openvino"])
 def test_the_same_model_and_images_give_the_same_bytes(graph, tmp_path, target, images):
     pytest.importorskip("onnxruntime" if target == "ort" else "openvino")

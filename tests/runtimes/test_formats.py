@@ -12,7 +12,12 @@ from edgevit.quant.apply import quantize
 from edgevit.runtimes import runtime
 
 EXACT = 1e-5  # float32 sums in another order; nothing else may differ
-CASES = [("onnx", "w4"), ("ort", "w4"), ("openvino", "w4"), ("onnx", "fp8")]
+CASES = [
+    ("ort", "w4"),
+    ("onnx", "fp8"),
+    pytest.param("onnx", "w4", marks=pytest.mark.slow),
+    pytest.param("openvino", "w4", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,7 @@ def test_onnxruntime_multiplies_by_packed_weights(made, tmp_path):
     assert levels == {1}  # float32; 4 would round the inputs to 8 bits
 
 
+@pytest.mark.slow
 def test_openvino_keeps_the_weights_in_4_bits(made):
     found, engine = made("openvino", "w4")[1:]
     run = found.open(engine).compiled.get_runtime_model().get_ops()
@@ -96,6 +102,7 @@ def test_openvino_keeps_the_weights_in_4_bits(made):
     assert all(op.input_value(1).get_element_type().to_string() == "i4" for op in kinds)
 
 
+@pytest.mark.slow
 def test_files_shrink(graph, made, tmp_path):
     for target in ("ort", "openvino"):
         found = runtime(target)

@@ -99,6 +99,7 @@ def test_a_broken_image_is_an_error_and_not_the_end(session, images):
     assert session.run(images[0]).shape == (1, 7)
 
 
+@pytest.mark.slow
 def test_int8_is_what_its_program_means(engine, graph, images):
     """8-bit weights without saturation: WASM sums products in 32 bits."""
     target, built = engine("web", "tome:r=3", "int8")

@@ -10,6 +10,7 @@ from edgevit.tokens import METHODS, method
 from edgevit.tokens.lowering import LOWERINGS, ascending, one_hot, take_rows
 from edgevit.tokens.protocol import Site
 
+QUICK = [("gather", 1), ("matmul", 3)]
 # what decides on a block alone; selectors and trained methods have tests of their own, and expedit, which takes a
 # whole grid and so stands once
 UNTRAINED = [
@@ -36,8 +37,11 @@ class Steps(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize(("lowering", "batch"), [
+    pytest.param(lowering, batch, marks=[] if (lowering, batch) in QUICK else pytest.mark.slow)
+    for lowering in LOWERINGS
+    for batch in (1, 3)
+])  # fmt: skip
 @pytest.mark.parametrize("name", UNTRAINED)
 def test_a_traced_step_is_static_and_has_no_scatter_and_no_nonzero(name, lowering, batch):
     x = torch.randn(batch, 13, 8, generator=torch.Generator().manual_seed(0))
