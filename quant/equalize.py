@@ -10,7 +10,7 @@ ways to choose them, each a candidate beside "off", because any of them can ruin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -93,32 +93,31 @@ def choose(
     exact = [layer(x, layer.weight, None) for layer in group.layers]
     power = sum(float(y.square().mean()) for y in exact) or 1.0
 
-    def error(equalization: Equalization, quantizer: Affine) -> float:
-        rounded = fake_quantize(equalization.apply(x, group.layers[0]), quantizer)
-        total = 0.0
-        for layer, y in zip(group.layers, exact, strict=True):
-            weight = dequantize_weight(*round_weight(equalization.weight(layer), scheme))
-            difference = layer(rounded, weight, None) - y
-            if scheme.correct_bias or equalization.centre is not None:
-                axes = [a for a in range(difference.ndim) if a != (1 if layer.is_conv else difference.ndim - 1)]
-                difference = difference - difference.mean(axes, keepdim=True)
-            total += float(difference.square().mean())
-        return total / power
+    def tried(equalization: Equalization, ranges: Mapping[str, Affine]) -> Iterator[Choice]:
+        weights = [dequantize_weight(*round_weight(equalization.weight(layer), scheme)) for layer in group.layers]
+        moved = equalization.apply(x, group.layers[0])
+        for name, quantizer in ranges.items():
+            rounded, total = fake_quantize(moved, quantizer), 0.0
+            for layer, weight, y in zip(group.layers, weights, exact, strict=True):
+                difference = layer(rounded, weight, None) - y
+                if scheme.correct_bias or equalization.centre is not None:
+                    axes = [a for a in range(difference.ndim) if a != (1 if layer.is_conv else difference.ndim - 1)]
+                    difference = difference - difference.mean(axes, keepdim=True)
+                total += float(difference.square().mean())
+            yield Choice(equalization, quantizer, name, total / power, free)
 
-    off = Equalization()
-    found = []
     if pixels and not group.is_conv and not scheme.symmetric:
         grid = _levels(seen)
-        low, high = _ends(seen, grid)
-        quantizer = affine(low, high, scheme)
+        quantizer = affine(*_ends(seen, grid), scheme)
         moved = grid.apply(x, group.layers[0])
         if (fake_quantize(moved, quantizer) - moved).abs().max() <= EXACT * quantizer.scale:
-            return Choice(grid, quantizer, "levels", error(grid, quantizer))
+            return next(tried(grid, {"levels": quantizer}))
+    found, off = [], Equalization()
     for equalization in (off, *(() if group.is_mixed or not scheme.equalize else _offers(group, seen, centre))):
-        low, high = _ends(seen, equalization)
-        for name, quantizer in candidates(equalization.apply(x, group.layers[0]), low, high, scheme).items():
-            q = _pinned(quantizer, group, scheme) if equalization is off else quantizer
-            found.append(Choice(equalization, q, name, error(equalization, q), free))
+        ranges = candidates(equalization.apply(x, group.layers[0]), *_ends(seen, equalization), scheme)
+        if equalization is off:
+            ranges = {name: _pinned(quantizer, group, scheme) for name, quantizer in ranges.items()}
+        found += tried(equalization, ranges)
     best = min(found, key=lambda choice: choice.error)
     plain = min((c for c in found if c.equalization is off), key=lambda choice: choice.error)
     return best if free or best.error < PAYS * plain.error else plain
