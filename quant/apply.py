@@ -65,7 +65,7 @@ def apply(
     refused += [
         Refusal(state.layer.name, reason)
         for state in decided.layers.values()
-        if (reason := ungrouped(state.weight, scheme)) is not None
+        if (reason := ungrouped(state.weight, scheme.within(state.layer.region))) is not None
     ]
     insert(module, groups, decided.layers, decided.ends, calibration.makers, scheme)
     residuals.join(module)
@@ -102,8 +102,8 @@ def decide(
             group, layer = home[node]
             if group.source not in choices:
                 choices[group.source] = _choice(group, home, calibration, x_float, decided)
-            state = start(layer, choices[group.source], scheme)
-            out = correct(state, x, want, scheme)
+            state = start(layer, choices[group.source], scheme.within(layer.region))
+            out = correct(state, x, want, scheme.within(layer.region))
             decided.layers[node.name] = state
             progress("quantize", len(decided.layers), len(home))
         else:

@@ -62,7 +62,8 @@ class Calibration:
         centre = whole and norm(group)
         free = centre or (whole and group.source.name in self.makers)
         sample = torch.cat(x[:MAPS]) if group.is_conv else seen.rows
-        return choose(group, seen, sample, self.scheme, free, centre, reads_image(group.source))
+        scheme = self.scheme.within(*(layer.region for layer in group.layers))
+        return choose(group, seen, sample, scheme, free, centre, reads_image(group.source))
 
 
 def calibrate(

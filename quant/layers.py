@@ -21,12 +21,16 @@ WRAPPERS = ("model.", "stem.model.", "head.model.")  # what tracing and reductio
 
 @dataclass(frozen=True)
 class Layer:
-    """A Linear or convolution. weight: `[out, in / groups, ...]`; bias: `[out]` or None."""
+    """A Linear or convolution. weight: `[out, in / groups, ...]`; bias: `[out]` or None.
+
+    region: its label (`edgevit.quant.regions`), where the scheme tells regions apart.
+    """
 
     node: Node
     name: str
     weight: torch.Tensor
     bias: torch.Tensor | None
+    region: str = ""
 
     @property
     def is_conv(self) -> bool:

@@ -196,7 +196,7 @@ class _Layer:
         self.steps = dequantize_weight(torch.ones_like(state.integers), state.scale)
         self.weight = (state.weight / self.steps).requires_grad_()
         self.bias = (torch.zeros(len(state.weight)) if state.bias is None else state.bias.clone()).requires_grad_()
-        self.limit = state.limit(scheme)
+        self.limit = state.limit(scheme.within(state.layer.region))
         self.input = None
         if state.choice is not None:
             self.input = inputs.setdefault(id(state.choice), _Input(state.choice, state.layer, scheme.qads))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgevit.quant.flow import operator
@@ -20,12 +21,16 @@ EIGHT = 8
 def quantizable(module: GraphModule, scheme: QuantScheme) -> tuple[list[Group], list[Refusal]]:
     """Layers grouped by the tensor they read, in program order, and those that stay float."""
     groups, refused = find(module, scheme.layers)
-    labels = regions(module) if scheme.float_regions else {}
+    labels = regions(module) if scheme.float_regions or scheme.wide_regions else {}
     kept = []
     for group in groups:
         reasons = [_reason(layer, labels, scheme) for layer in group.layers]
         refused += [Refusal(layer.name, r) for layer, r in zip(group.layers, reasons, strict=True) if r]
-        layers = tuple(layer for layer, reason in zip(group.layers, reasons, strict=True) if not reason)
+        layers = tuple(
+            replace(layer, region=labels.get(layer.node, ""))
+            for layer, reason in zip(group.layers, reasons, strict=True)
+            if not reason
+        )
         if layers:
             kept.append(Group(group.source, layers))
     return kept, refused

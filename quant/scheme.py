@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgevit.errors import QuantError
@@ -29,6 +29,7 @@ class QuantScheme:
     residuals: inputs of a convolutional stage's residual adds that are quantized: "none", "skip" (what goes around the
     convolutions), "both". Adds of transformer blocks never are: one scale for all channels of their stream ruins them.
     float_regions: regions (`edgevit.quant.regions.REGIONS`) whose layers stay float.
+    wide_regions: regions whose layers have 8 bits where the others have fewer.
     least_channels: layers with fewer input or output channels stay float, but those that `edgevit.quant.rules` names;
     0 quantizes all.
     ranges: how a range may be found (`edgevit.quant.ranges.METHODS`); the one with the least output error is taken.
@@ -51,6 +52,7 @@ class QuantScheme:
     outputs: tuple[str, ...] = ()
     residuals: Literal["none", "skip", "both"] = "none"
     float_regions: tuple[str, ...] = ()
+    wide_regions: tuple[str, ...] = ()
     least_channels: int = 0
     ranges: tuple[str, ...] = ("mse", "minmax", "percentile", "kl")
     equalize: bool = True
@@ -74,6 +76,12 @@ class QuantScheme:
             raise QuantError("gptq rounds weights in groups; set group (32, 64, 128)")
         if self.activations == "float8_e4m3fn" and "kl" in self.ranges:
             raise QuantError("a range by kl counts integers; for float8_e4m3fn use minmax, mse or percentile")
+
+    def within(self, *regions: str) -> QuantScheme:
+        """The scheme of layers of these regions that read one tensor."""
+        if not set(self.wide_regions) & set(regions):
+            return self
+        return replace(self, weight_bits=8, activation_bits=None, group=0, gptq=False)
 
     @property
     def bits(self) -> int:

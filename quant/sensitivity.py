@@ -74,10 +74,11 @@ class Part:
 def parts(calibration: Calibration) -> list[Part]:
     """All quantized layers, those first whose float costs least time for the damage that it undoes."""
     module, _ = calibration.program()
-    groups, _ = quantizable(module, calibration.scheme)
+    scheme, choices = calibration.scheme, calibration.choices
+    groups, _ = quantizable(module, scheme)
     # corrections fit what predecessors do to a layer's input, so alone it is judged without them
     alone = {
-        layer.node.name: start(layer, calibration.choices.get(group.source.name), calibration.scheme)
+        layer.node.name: start(layer, choices.get(group.source.name), scheme.within(layer.region))
         for group in groups
         for layer in group.layers
     }

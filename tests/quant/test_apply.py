@@ -128,6 +128,19 @@ def test_integer_types_and_scales(quantized, activations):
         assert node.args[3:] == (0, -127, 127, torch.int8)
 
 
+def test_layers_of_wide_regions_have_8_bits_where_others_have_fewer(quantized):
+    ends = {"wide_regions": ("stem", "head"), "weight_bits": 4, "activation_bits": 5, "equalize": False}
+    graph = quantized("none", "none", **ends)
+    constants = {**graph.program.state_dict, **graph.program.constants}
+    signature = graph.program.graph_signature
+    names = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    bits = []
+    for node in nodes(graph, *COMPUTE):
+        levels = node.args[0].args[4] - node.args[0].args[3]
+        bits.append((levels, int(constants[names[node.args[1].args[0].name]].abs().max())))
+    assert bits == [(255, 127), *[(31, 7)] * 8, (255, 127)]
+
+
 @pytest.mark.parametrize(("schedule", "passes"), CASES)
 def test_the_quantized_program_is_static_and_near_the_float_one(quantized, traced, images, schedule, passes):
     graph = quantized(schedule, passes)
