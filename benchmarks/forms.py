@@ -1,6 +1,6 @@
 """Which form of attention and of a reduction step wins on a target, at batch 1 and 8: what `Policy.forms` is chosen by.
 
-    python benchmarks/forms.py -o DIR [--targets ort openvino] [--batches 1 8] [--arch deit_tiny_patch16_224]
+    python benchmarks/forms.py -o DIR [--targets ort openvino] [--batches 1 8] [--schedules none tome:r=8]
 
 Engines in float32 with random weights (time does not depend on them), every round in a fresh process, A B B A against
 the dense engine as traced. Prints a table: speedup over it with its 95 % interval.
@@ -63,7 +63,9 @@ def engine(arch: str, target: str, batch: int, schedule: str, variant: Variant, 
     return Job(name, found.runner, folder / built.entry, built.options, built.inputs.name, built.inputs.shape)
 
 
-def rows(arch: str, target: str, batch: int, rounds: int, out: Path) -> Iterator[tuple[str, str, str]]:
+def rows(
+    arch: str, target: str, batch: int, schedules: list[str], rounds: int, out: Path
+) -> Iterator[tuple[str, str, str]]:
     """Schedule, variant, and the speedup over dense as traced."""
     from edgevit.devices.bench import BenchPlan, profile
 
@@ -72,7 +74,7 @@ def rows(arch: str, target: str, batch: int, rounds: int, out: Path) -> Iterator
         return engine(arch, target, batch, schedule, variant, out / place)
 
     dense = job("none", VARIANTS[0])
-    asked = [(s, v) for s in SCHEDULES for v in VARIANTS[s == "none" :] if not (s == "none" and v.lowering == "matmul")]
+    asked = [(s, v) for s in schedules for v in VARIANTS[s == "none" :] if not (s == "none" and v.lowering == "matmul")]
     jobs = [job(schedule, variant) for schedule, variant in asked]
     plan = BenchPlan(rounds=rounds, warmup_s=0.2, min_seconds=0.4, min_samples=8)
     speedup = profile(jobs, dense, plan).to_json()["speedup"]
@@ -87,13 +89,14 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--targets", nargs="+", default=["ort", "openvino"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--schedules", nargs="+", default=SCHEDULES)
     parser.add_argument("--arch", default="deit_tiny_patch16_224")
     parser.add_argument("--rounds", type=int, default=8)
     arguments = parser.parse_args()
     print("| target | batch | schedule | form | speedup over dense as traced |\n|---|--:|---|---|---|", flush=True)
     for target in arguments.targets:
         for batch in arguments.batches:
-            for row in rows(arguments.arch, target, batch, arguments.rounds, arguments.out):
+            for row in rows(arguments.arch, target, batch, arguments.schedules, arguments.rounds, arguments.out):
                 print(f"| {target} | {batch} | `{row[0]}` | {row[1]} | {row[2]} |", flush=True)
 
 
