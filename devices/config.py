@@ -3,7 +3,7 @@
     [board]
     transport = "ssh"
     host = "me@192.168.1.20"
-    python = "/home/me/venv/bin/python"
+    python = "/opt/venv/bin/python"
     work = ".cache/edgevit"
 
 Which keys there are is the transport's (`edgevit.devices.transport.TRANSPORTS`).

@@ -103,9 +103,7 @@ class Ssh:
                 finally:
                     with suppress(ValueError):
                         self._control.remove(control)
-                    master.terminate()
-                    master.wait()
-                    master.stdin.close()  # type: ignore[union-attr]
+                    _end(master)
 
     def _wait(self, master: subprocess.Popen[bytes], control: Path, stderr: Path) -> None:
         """Until the shared connection is up. Raises MeasureError."""
@@ -162,3 +160,14 @@ class Ssh:
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _end(master: subprocess.Popen[bytes]) -> None:
+    """Close the shared connection: the remote `cat` reads the end of its input. A signal alone may be slept through."""
+    with suppress(OSError):
+        master.stdin.close()  # type: ignore[union-attr]
+    try:
+        master.wait(3)
+    except subprocess.TimeoutExpired:
+        master.kill()
+        master.wait()
