@@ -7,20 +7,17 @@ alternate, forward and backward: a linear drift then falls on both sides alike.
 
 from __future__ import annotations
 
-import json
 import math
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgevit.devices import conditions
-from edgevit.devices.lock import session_lock
-from edgevit.devices.plan import RUNNERS, BenchPlan, Job
+from edgevit.devices.config import Device
+from edgevit.devices.plan import BenchPlan, Job, Setup
 from edgevit.devices.result import Profile, Side, record
+from edgevit.devices.session import Session, here
 from edgevit.errors import MeasureError
 from edgevit.stages import Measurement, Round
 
@@ -68,32 +65,38 @@ def profile(
     against: Job | None = None,
     plan: BenchPlan | None = None,
     progress: Progress | None = None,
+    device: Device | None = None,
+    setup: Setup | None = None,
 ) -> Profile:
-    """Measure the jobs on this machine, each round in a fresh process, never two at once.
+    """Measure the jobs, each round in a fresh process, never two at once on a machine.
 
     Args:
         jobs: what to measure; names must differ.
         against: the other side of every comparison. It may be one of the jobs: that comparison is an A/A run.
         plan: how long and how often.
         progress: called as (bundle, rounds done, rounds in all) before every round and once at the end.
+        device: where; None is this machine.
+        setup: what is held and collected there.
 
     Raises:
-        MeasureError: a runner failed, another session runs on this machine, or the jobs do not make sense.
+        MeasureError: a runner failed, another session runs on that machine, it cannot be reached, or the jobs do not
+            make sense.
     """
     plan = plan or BenchPlan()
     _check(jobs, against)
     slots = order(jobs, against, plan.rounds)
     rounds: list[Round] = []
     records: list[Mapping[str, Any]] = []
-    with session_lock() as lock, tempfile.TemporaryDirectory(prefix="edgevit-profile-") as folder:
-        before = conditions.state()
+    with _opened(device, [*jobs, *([against] if against else [])]) as session:
+        session.prepare(setup or Setup())
+        about, before = session.device(), session.state()
         for number, slot in enumerate(slots):
             if progress:
                 progress(slot.job.bundle, number, len(slots))
-            load = conditions.load_average()
             place = f"{slot.job.bundle}: runner {slot.job.runner!r}, round {number + 1} of {len(slots)}"
-            found = _run_round(_job_json(slot.job, plan, number), Path(folder), lock, place)
-            samples = tuple(found.pop("samples_ms"))
+            todo = _job_json(slot.job, plan, number, before["usable_cores"], session.engine(slot.job))
+            found = session.run(todo, place, LOAD_LIMIT_S + 2 * plan.max_seconds)
+            samples, load = tuple(found.pop("samples_ms")), found.pop("loadavg")
             rounds.append(
                 Round(
                     slot.job.bundle,
@@ -105,10 +108,11 @@ def profile(
                 )
             )
             records.append(found)
-        after = conditions.state()
+        after = session.state()
+        prepared = session.end()
     if progress:
         progress(slots[-1].job.bundle, len(slots), len(slots))
-    measurement = Measurement(conditions.device(), {"before": before, "after": after}, tuple(rounds))
+    measurement = Measurement(about, {**prepared, "before": before, "after": after}, tuple(rounds))
     return Profile(
         measurement,
         tuple(slot.side for slot in slots),
@@ -125,8 +129,20 @@ def once(job: Job) -> dict[str, Any]:
         MeasureError: the runner failed, or another session runs on this machine.
     """
     plan = BenchPlan(rounds=1, warmup_s=0, min_samples=1, min_seconds=0)
-    with session_lock() as lock, tempfile.TemporaryDirectory(prefix="edgevit-once-") as folder:
-        return _run_round(_job_json(job, plan, 0), Path(folder), lock, f"{job.bundle}: runner {job.runner!r}")
+    with here() as session:
+        todo = _job_json(job, plan, 0, engine=session.engine(job))
+        found = session.run(todo, f"{job.bundle}: runner {job.runner!r}", LOAD_LIMIT_S + 2 * plan.max_seconds)
+    del found["loadavg"]
+    return found
+
+
+def _opened(device: Device | None, jobs: Sequence[Job]) -> AbstractContextManager[Session]:
+    """The session on a device, or here."""
+    if device is None:
+        return here()
+    from edgevit.devices.remote import there
+
+    return there(device, jobs)
 
 
 def _check(jobs: Sequence[Job], against: Job | None) -> None:
@@ -141,11 +157,11 @@ def _check(jobs: Sequence[Job], against: Job | None) -> None:
         raise MeasureError(f"two different engines are both called {against.bundle!r}: rename one bundle")
 
 
-def _job_json(job: Job, plan: BenchPlan, number: int) -> dict[str, Any]:
-    """The runner's job, less the place of its record."""
-    threads = plan.threads or job.options.get("threads") or conditions.usable_cores()
+def _job_json(job: Job, plan: BenchPlan, number: int, cores: int | None = None, engine: str = "") -> dict[str, Any]:
+    """The runner's job, less the place of its record. cores, engine: of the machine that runs it, else of this one."""
+    threads = plan.threads or job.options.get("threads") or cores or conditions.usable_cores()
     return {
-        "engine": str(Path(job.engine).resolve()),
+        "engine": engine or str(Path(job.engine).resolve()),
         "options": {**job.options, "threads": threads},
         "input": {"name": job.input_name, "shape": list(job.input_shape)},
         "seed": plan.seed,
@@ -156,69 +172,3 @@ def _job_json(job: Job, plan: BenchPlan, number: int) -> dict[str, Any]:
         "min_seconds": plan.min_seconds,
         "max_seconds": plan.max_seconds,
     }
-
-
-def _run_round(job: dict[str, Any], folder: Path, lock: int, place: str) -> dict[str, Any]:
-    """Run one runner to its end and return its record. An interrupt kills it on the way out."""
-    todo, out = folder / "job.json", folder / "record.json"
-    out.unlink(missing_ok=True)
-    try:
-        todo.write_text(json.dumps({**job, "out": str(out)}), "utf-8")
-    except TypeError as error:
-        raise MeasureError(f"{place}: the options {job['options']} cannot be written as JSON: {error}") from error
-    limit_s = LOAD_LIMIT_S + 2 * job["max_seconds"]
-    # -P keeps this folder off the child's path. Not -I: it would also drop PYTHONPATH and the user's own
-    # site-packages, where a runtime on a board often lives, so the child could miss what this process has.
-    command = [sys.executable, "-P", str(RUNNERS[job["runner"]]), str(todo)]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=limit_s,
-            pass_fds=(lock,),
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise MeasureError(
-            f"{place}: no result after {limit_s:.0f} s, stopped; the engine may be too slow for this device"
-        ) from error
-    except OSError as error:
-        raise MeasureError(f"{place}: {sys.executable} does not start: {error}") from error
-    if done.returncode:
-        raise MeasureError(f"{place} failed ({_ending(done.returncode)}): {_last_line(done.stderr)}")
-    return _read_record(out, place)
-
-
-def _ending(status: int) -> str:
-    """An exit status in words."""
-    if status > 0:
-        return f"exit status {status}"
-    hint = "; out of memory?" if -status == signal.SIGKILL else ""
-    try:
-        return f"killed by {signal.Signals(-status).name}{hint}"
-    except ValueError:
-        return f"killed by signal {-status}"
-
-
-def _last_line(stderr: bytes) -> str:
-    """The last line that says something."""
-    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it wrote nothing to stderr"
-
-
-def _read_record(path: Path, place: str) -> dict[str, Any]:
-    """The runner's record, checked for what the results need."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise MeasureError(f"{place} ended without a readable record: {error}") from error
-    needed = ("job", "samples_ms", "load_ms", "first_ms", "peak_memory_bytes", "fake", "threads", "warmup")
-    missing = [key for key in (*needed, "runtime", "runtime_version") if key not in found]
-    if missing:
-        raise MeasureError(f"{place}: its record lacks {', '.join(missing)}; use the runner of this version")
-    samples = found["samples_ms"]
-    if not samples or not all(isinstance(s, float | int) and math.isfinite(s) and s > 0 for s in samples):
-        raise MeasureError(f"{place}: its record holds no samples, or samples that are not positive numbers")
-    return found

@@ -1,7 +1,8 @@
 """What this machine is, and the state it is in: the fingerprint without which a latency means nothing.
 
 Everything is read from files under `root` (`/` on a real machine; a made-up tree in tests), never set. A fact
-that cannot be read is "unknown", not a guess.
+that cannot be read is "unknown", not a guess. Standard library alone, Python 3.9 or later: sessions on other devices
+are sent this file.
 """
 
 from __future__ import annotations
@@ -72,15 +73,17 @@ def _per_core(root: Path, name: str) -> list[Path]:
     return sorted(found, key=lambda path: int(path.relative_to(root).parts[4][3:]))
 
 
+def _core_name(maker: str, part: str) -> str:
+    """An Arm core, as the kernel numbers it, by name."""
+    return _ARM_PARTS.get(part, f"Arm part {part}") if maker == "0x41" else f"implementer {maker} part {part}"
+
+
 def cpu_model(root: Path = ROOT) -> str:
     """The CPU's name; on Arm the core types, for example "4 x Cortex-A76"."""
     info = _cpuinfo(root)
     if "model name" in info:
         return info["model name"][0]
-    parts = [
-        _ARM_PARTS.get(part, f"Arm part {part}") if maker == "0x41" else f"implementer {maker} part {part}"
-        for maker, part in zip(info.get("CPU implementer", []), info.get("CPU part", []), strict=False)
-    ]
+    parts = list(map(_core_name, info.get("CPU implementer", []), info.get("CPU part", [])))
     if parts:
         return " + ".join(f"{parts.count(name)} x {name}" for name in dict.fromkeys(parts))
     return (platform.processor() or UNKNOWN) if root == ROOT else UNKNOWN

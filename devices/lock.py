@@ -1,7 +1,8 @@
 """One latency session at a time on a machine: a lock file in the temporary directory.
 
 The lock is the kernel's (`flock`), so it ends with its holder, however that ends: a file left behind by a
-killed process refuses nobody. The file's text is only for the message.
+killed process refuses nobody. The file's text is only for the message. Standard library alone, Python 3.9 or later:
+sessions on other devices are sent this file.
 """
 
 from __future__ import annotations

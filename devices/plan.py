@@ -28,7 +28,9 @@ class Job:
     Attributes:
         bundle: the name it has in the results. runner: a key of `RUNNERS`. engine: the file the runtime
         opens. options: the runner's options, JSON-able: `session_config` (ort), `config` (openvino),
-        `partition` (executorch), `threads` (all). input_name: the engine's one input. input_shape: static, batch first.
+        `partition` (executorch), `threads` (all). input_name: the engine's one input. input_shape: static,
+        batch first. folder, files: where the engine's files are and what they are (relative name → sha256), to send
+        them to a device; none: the engine is its one file.
     """
 
     bundle: str
@@ -37,12 +39,30 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     input_name: str = "images"
     input_shape: tuple[int, ...] = (1, 3, 224, 224)
+    folder: Path | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.runner not in RUNNERS:
             raise MeasureError(f"{self.bundle}: no runner {self.runner!r}; there are {', '.join(RUNNERS)}")
         if not self.input_shape or not all(isinstance(s, int) and s > 0 for s in self.input_shape):
             raise MeasureError(f"{self.bundle}: input shape {self.input_shape} must be positive integers")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a session on a device does before the first round.
+
+    Attributes:
+        hold: guard (`edgevit.devices.guards.GUARDS`) → what it holds: a power mode's name, a governor, "on".
+            `clocks`: jetson_clocks where that is, else the governor `performance`.
+        collect: start the collectors that the device has.
+        idle_s: seconds of the idle device, for the power that is subtracted.
+    """
+
+    hold: Mapping[str, str] = field(default_factory=dict)
+    collect: bool = True
+    idle_s: float = 10.0
 
 
 @dataclass(frozen=True)

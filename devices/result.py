@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from edgevit.devices import stats
 from edgevit.devices.plan import BenchPlan
+from edgevit.devices.sensed import sensed, throttled
 from edgevit.errors import MeasureError
 from edgevit.stages import Measurement
 
@@ -109,6 +110,10 @@ class Profile:
         unsettled = sum(not record["warmup"]["stable"] for record in self.records)
         if unsettled and self.plan.warmup_s > 0:
             notes.append(f"{unsettled} of {len(self.records)} rounds were not stable after the longest warm-up")
+        limits = sorted({limit for record in self.records for limit in throttled(record)})
+        if limits:
+            count = sum(bool(throttled(record)) for record in self.records)
+            notes.append(f"{count} of {len(self.records)} rounds ran while the device slowed down: {', '.join(limits)}")
         return notes
 
     def _conditions(self) -> dict[str, Any]:
@@ -123,6 +128,7 @@ class Profile:
             "changed_during": changed,
             "threads": sorted({record["threads"] for record in self.records}),
             "runtimes": {record["runtime"]: record["runtime_version"] for record in self.records},
+            **{key: value for key, value in self.measurement.conditions.items() if key not in ("before", "after")},
             "plan": asdict(self.plan),
             "order": "A B B A" if self.against is not None else "forward, backward",
             "percentiles": "nearest rank, over all samples",
@@ -163,6 +169,7 @@ class Profile:
             "runtime": records[0]["runtime"],
             "runtime_version": records[0]["runtime_version"],
             "applied": records[0].get("applied", {}),
+            **sensed(records),
             "fake": any(record["fake"] for record in records),
         }
 

@@ -157,7 +157,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     facts["load_memory_bytes"] = memory_bytes("VmHWM")
     first_ms = once_ns(run) / 1e6
     warm = warm_up(run, job["warmup_s"], job["max_seconds"])
+    began = time.monotonic()
     samples_ms = sample(run, job)
+    window_s = [began, time.monotonic()]
     return {
         "schema": 1,
         "runner": RUNNER,
@@ -166,6 +168,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "first_ms": first_ms,
         "warmup": warm,
         "samples_ms": samples_ms,
+        "window_s": window_s,  # the machine's monotonic clock, for what ran beside it
         "peak_memory_bytes": memory_bytes("VmHWM"),
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -18,14 +18,15 @@ from edgevit.version import __version__
 VERBS = {
     "export": "compile a model for a target: reduce its tokens, quantize it, check it",
     "eval": "accuracy of compiled bundles on labelled images",
-    "profile": "latency of bundles on this machine",
+    "profile": "latency of bundles, on this machine or on a device",
     "inspect": "tokens per block, MACs, operators, picture of kept tokens",
     "targets": "what can be built and run here, and how to get the rest",
     "methods": "the token reduction methods and what they need",
+    "devices": "your devices: list, add, check what is on them",
     "doctor": "this machine and its packages, as edgevit sees them",
     "demo": "the whole pipeline on the embedded model and images",
 }
-PLANNED = ("tune", "embed", "report", "history", "devices")
+PLANNED = ("tune", "embed", "report", "history")
 
 
 def parser(verb: str | None = None) -> argparse.ArgumentParser:

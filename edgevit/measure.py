@@ -20,6 +20,8 @@ def job(bundle: Bundle, name: str | None = None) -> Job:
         options=dict(engine.options),
         input_name=engine.inputs.name,
         input_shape=engine.inputs.shape,
+        folder=bundle.folder,
+        files=bundle.manifest["files"],
     )
 
 

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     machine = found["machine"]
     print(f"edgevit {found['edgevit']}, Python {found['python']}, {platform.system()} {platform.machine()}")
-    print(f"CPU       {machine.get('cpu_model')}, {machine.get('usable_cores', '?')} cores usable")
+    print(f"CPU       {machine['cpu']}, {machine.get('usable_cores', '?')} cores usable")
     listed = ", ".join(f"{name} {version or 'missing'}" for name, version in found["packages"].items())
     print(f"packages  {listed}")
     for row in found["targets"]:

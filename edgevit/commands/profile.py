@@ -1,4 +1,4 @@
-"""`edgevit profile`: latency of bundles on this machine."""
+"""`edgevit profile`: latency of bundles, on this machine or on a device."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.commands.terminal import note, print_json, print_table, progress
-from edgevit.errors import MeasureError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of profile."""
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="what export wrote")
     parser.add_argument("--against", type=Path, metavar="BUNDLE", help="interleave with this one (A B B A)")
-    parser.add_argument("--device", default="local", metavar="NAME", help="where to measure")
+    parser.add_argument("--device", default="local", metavar="NAME", help="where to measure: see `edgevit devices`")
     parser.add_argument("--rounds", type=int, metavar="N", help="fresh processes per bundle (default 12)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the runtime (default: all cores here)")
+    parser.add_argument(
+        "--lock-clocks", action="store_true", help="highest clocks there while it is measured, restored afterwards"
+    )
+    parser.add_argument(
+        "--power-mode", metavar="MODE", help="power mode of a Jetson there, by name; restored afterwards"
+    )
+    parser.add_argument("--no-collect", action="store_true", help="no power, heat and clocks beside the rounds")
     parser.add_argument(
         "-o", "--out", type=Path, metavar="DIR", help="folder for the full record, raw samples included"
     )
@@ -27,11 +33,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, one process at a time."""
     from edgevit.bundle import Bundle
     from edgevit.devices.bench import BenchPlan, profile
+    from edgevit.devices.config import LOCAL, find
+    from edgevit.devices.plan import Setup
     from edgevit.devices.result import record
     from edgevit.measure import job, unique_names
 
-    if arguments.device != "local":
-        raise MeasureError(f"--device {arguments.device}: this version measures on this machine only (local)")
+    device = None if arguments.device == LOCAL else find(arguments.device)
     bundles = [Bundle.load(path) for path in arguments.bundles]
     against = Bundle.load(arguments.against) if arguments.against else None
     names = unique_names([*bundles, *([against] if against else [])])
@@ -39,8 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {"threads": arguments.threads}
     if arguments.rounds is not None:
         options["rounds"] = arguments.rounds
+    hold = {"nvpmodel": arguments.power_mode} if arguments.power_mode else {}
+    wanted = Setup({**hold, **({"clocks": "highest"} if arguments.lock_clocks else {})}, not arguments.no_collect)
     with progress() as show:
-        found = profile(jobs, job(against, names[-1]) if against else None, BenchPlan(**options), show)
+        found = profile(jobs, job(against, names[-1]) if against else None, BenchPlan(**options), show, device, wanted)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         record(found, arguments.out)
@@ -59,7 +68,8 @@ def table(summary: dict[str, Any]) -> Any:
     from rich.table import Table
 
     device, conditions = summary["device"], summary["conditions"]
-    title = f"{device.get('cpu_model', 'this machine')}, {conditions['threads']} threads, order {conditions['order']}"
+    where = ": ".join(filter(None, (device.get("name"), device["cpu"])))
+    title = f"{where}, {conditions['threads']} threads, order {conditions['order']}"
     shown = Table(title=title)
     for column in ("bundle", "median ms", "95 % CI", "p90", "p99", "speedup", "95 % CI"):
         shown.add_column(column, justify="left" if column == "bundle" else "right")

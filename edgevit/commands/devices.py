@@ -1,0 +1,101 @@
+"""`edgevit devices`: the user's devices, and what is on them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from edgevit.commands.terminal import named_value, print_json, print_table
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of devices."""
+    from edgevit.devices.transport import TRANSPORTS
+
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    jobs = parser.add_subparsers(dest="job", metavar="JOB", required=True)
+    jobs.add_parser("list", parents=[shared], help="devices of devices.toml")
+    add = jobs.add_parser(
+        "add", parents=[shared], help="a new device: add board ssh host=me@board python=python3 work=W"
+    )
+    add.add_argument("name", metavar="NAME")
+    add.add_argument("transport", metavar="TRANSPORT", choices=TRANSPORTS, help=", ".join(TRANSPORTS))
+    add.add_argument("keys", nargs="*", type=named_value, metavar="KEY=VALUE", help="the transport's keys")
+    check = jobs.add_parser("check", parents=[shared], help="connect, find runtimes, say what is missing")
+    check.add_argument("name", metavar="NAME")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """One of the three."""
+    return {"list": _list, "add": _add, "check": _check}[arguments.job](arguments)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from edgevit.devices import config
+
+    tables = config.read()
+    if arguments.json:
+        print_json({"file": str(config.config_path()), "devices": tables})
+        return 0
+    shown = Table(title=str(config.config_path()))
+    for column in ("device", "transport", "keys"):
+        shown.add_column(column)
+    shown.add_row(config.LOCAL, "", "this machine")
+    for name, table in tables.items():
+        keys = ", ".join(f"{key}={value}" for key, value in table.items() if key != "transport")
+        shown.add_row(name, str(table.get("transport")), keys)
+    print_table(shown)
+    return 0
+
+
+def _add(arguments: argparse.Namespace) -> int:
+    from edgevit.devices import config
+
+    table: dict[str, str | int] = {"transport": arguments.transport}
+    for key, value in arguments.keys:
+        table[key] = int(value) if value.isdigit() else value
+    path = config.add(arguments.name, table)
+    if arguments.json:
+        print_json({"file": str(path), "device": arguments.name})
+    else:
+        print(f"{arguments.name} is in {path}; next: edgevit devices check {arguments.name}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    """Exit 0 when the session runs there: what is missing is a finding, not a failure."""
+    from edgevit.devices.config import find
+    from edgevit.devices.remote import there
+
+    with there(find(arguments.name)) as session:
+        found = {"device": session.device(), "state": session.state(), **session.ask({"do": "probe"})}
+        session.end()
+    found["findings"] = findings(found)
+    if arguments.json:
+        print_json(found)
+        return 0
+    device = found["device"]
+    print(f"{device['name']}: {device['model']}, {device['cpu']}, {device['os']}, Python {found['python']}")
+    for what in ("runtimes", "programs"):
+        print(f"{what:9} {', '.join(f'{name} {value}' for name, value in found[what].items() if value) or 'none'}")
+    listed = (f"{name} ({why})" if why else name for name, why in found["collectors"].items())
+    print(f"collectors {', '.join(listed)}")
+    for text in found["findings"]:
+        print(f"finding   {text}")
+    return 0
+
+
+def findings(found: dict[str, Any]) -> list[str]:
+    """What is missing on a device, and what to do about it."""
+    runtimes, python = found["runtimes"], found["executable"]
+    texts = []
+    if not any(runtimes[name] for name in ("onnxruntime", "openvino", "executorch")):
+        texts.append(f"no runtime is installed: {python} -m pip install onnxruntime, there")
+    if not runtimes["numpy"]:
+        texts.append(f"numpy is missing, which every runner needs: {python} -m pip install numpy, there")
+    if found["state"]["governor"] not in ("performance", "unknown"):
+        texts.append(f"its CPU governor is {found['state']['governor']}: latencies will scatter")
+    return texts
