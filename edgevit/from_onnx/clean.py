@@ -20,6 +20,7 @@ PASSES = {
     "fold_constants": "edgevit.from_onnx.fold_constants:fold_constants",
     "fix_shapes": "edgevit.from_onnx.fix_shapes:fix_shapes",  # what follows asks for shapes
     "drop_identities": "edgevit.from_onnx.drop_identities:drop_identities",  # patterns need not look through them
+    "unflatten_softmax": "edgevit.from_onnx.unflatten_softmax:unflatten_softmax",  # before attention is looked for
     "fuse_layer_norm": "edgevit.from_onnx.fuse_layer_norm:fuse_layer_norm",
     "fuse_gelu": "edgevit.from_onnx.fuse_gelu:fuse_gelu",
     "fuse_attention": "edgevit.from_onnx.fuse_attention:fuse_attention",  # onnx infers no shape behind our operators

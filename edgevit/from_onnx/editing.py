@@ -103,7 +103,7 @@ def shapes(foreign: Foreign) -> Shapes:
 
     if foreign.shapes:
         return foreign.shapes
-    inferred = onnx.shape_inference.infer_shapes(foreign.model, data_prop=True).graph
+    inferred = onnx.shape_inference.infer_shapes(foreign.model).graph  # its data_prop would count a Range of any length
     found: Shapes = {}
     for value in [*inferred.value_info, *inferred.input, *inferred.output]:
         kind = value.type.tensor_type

@@ -16,6 +16,7 @@ from edgevit.from_onnx.tensors import inside, numbers
 from edgevit.from_onnx.wire import check_wire
 from edgevit.load_timm import first_line
 from edgevit.names import listed
+from edgevit.runtimes.ort import import_ort
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,9 +63,9 @@ def read(path: Path) -> Foreign:
     """Read and check an ONNX file. Raises LoadError, MissingExtra."""
     try:
         import onnx
-        import onnxruntime  # noqa: F401 (the proof needs it: say so before the work)
     except ModuleNotFoundError as error:
         raise missing_extra("onnx", error) from error
+    import_ort()  # the proof needs it: say so before the work
     model = _parse(path)
     _check_size(path.name, model)
     _check_domains(path.name, model)

@@ -8,6 +8,7 @@ from onnx import numpy_helper
 from edgevit.errors import LoadError
 from edgevit.from_onnx.clean import PASSES, clean
 from edgevit.from_onnx.convert_opset import OPSET
+from edgevit.from_onnx.editing import drop_unread
 from edgevit.from_onnx.fix_input import fix_input
 from edgevit.from_onnx.read import read
 from edgevit.names import named
@@ -28,10 +29,12 @@ def after(onnx_file):
     def run(name, nodes, values="", opset=17, shape="[2, 4]"):
         block = f"<{values}>" if values else ""
         foreign = read(onnx_file(f"g (float{shape} x) => (float[] y) {block} {{ {nodes} }}", opset=opset))
-        needed = ["convert_opset"] if name.startswith(("fuse", "fold", "drop")) else []
+        needed = {"fuse": ["convert_opset", "fold_constants"], "fold": ["convert_opset"], "drop": ["convert_opset"]}
+        needed = needed.get(name.partition("_")[0], [])
         for each in needed:
             named(PASSES[each])(foreign)
         count = named(PASSES[name])(foreign)
+        drop_unread(foreign)
         onnx.checker.check_model(foreign.model)
         return foreign, [n.op_type for n in foreign.model.graph.node], count
 
@@ -190,7 +193,19 @@ def test_clean_runs_every_pass_and_says_which_matched(onnx_file):
     path = onnx_file(
         f"g (float[n, 3, 2, 4] x) => (float[n, 3, 2, 4] y) <{NORM_VALUES}> {{ {NORM} s = Mul(n, w) y = Add(s, b) }}"
     )
-    assert clean(fix_input(read(path), None, None)) == {"convert_opset": 1, "fuse_layer_norm": 1}
+    foreign = fix_input(read(path), None, None)
+    found = clean(foreign)
+    assert {name: found[name] for name in ("convert_opset", "fuse_layer_norm")} == dict.fromkeys(
+        ("convert_opset", "fuse_layer_norm"), 1
+    )
+    assert set(found) <= set(PASSES)
+    assert [n.op_type for n in foreign.model.graph.node] == ["LayerNormalization"]
+
+
+def test_unflatten_softmax(after):
+    nodes = "f = Flatten <axis = 3> (x) p = Softmax <axis = -1> (f) s = Shape(x) y = Reshape(p, s)"
+    assert after("unflatten_softmax", nodes, shape="[1, 2, 5, 4]")[1:] == (["Softmax"], 1)
+    assert after("unflatten_softmax", nodes.replace("3", "2"), shape="[1, 2, 5, 4]")[2] == 0
 
 
 # The image input
