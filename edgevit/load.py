@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import LoadError
+from edgevit.load_onnx import load_onnx, onnx_output
 from edgevit.load_timm import check_timm, classifier, create_timm, first_line, timm_preprocess
 from edgevit.names import listed
 from edgevit.preprocess import Preprocess
@@ -24,15 +25,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".pt2")
-OBJECTS = (
-    "Unsupported global",
-    "Unsupported class",
-    "Can only",
-    "Trying to",
-)  # how torch words a pickled object
+SUFFIXES = (".safetensors", ".pt", ".pth", ".pt2", ".onnx")
+OBJECTS = ("Unsupported global", "Unsupported class", "Can only", "Trying to")  # how torch words a pickled object
 NOT_SCRIPT = "save the model's state dict, or a program with torch.export.save"
-LATER = {".onnx": "a foreign ONNX file"}
 
 
 def load(
@@ -43,8 +38,9 @@ def load(
     input_size: tuple[int, int] | None = None,
     trust_pickle: bool = False,
 ) -> Checkpoint:
-    """Load MODEL: a file (.safetensors, .pt, .pth, .pt2), `timm:NAME`, `hf:FOLDER`, `torchvision:NAME`, or `demo`.
+    """Load MODEL: a file (see SUFFIXES), `timm:NAME`, `hf:FOLDER`, `torchvision:NAME`, or `demo`.
 
+    `model.onnx#OUTPUT` names one of several outputs.
     arch: `timm:NAME`, `torchvision:NAME` or a trained architecture (`edgevit.load_trained`) of a bare state dict.
     input_size: (height, width) other than its own.
     Raises LoadError, MissingExtra.
@@ -62,6 +58,8 @@ def load(
         checkpoint = load_torchvision(model, input_size)
     elif model.startswith("timm:"):
         checkpoint = _load_timm(model, input_size)
+    elif (onnx := onnx_output(model)) is not None:
+        checkpoint = load_onnx(_existing(onnx[0]), onnx[1], input_size or (None if own is None else own.size))
     else:
         checkpoint = _load_file(Path(model), arch, input_size, trust_pickle)
     if own is not None:
@@ -100,7 +98,7 @@ def _load_timm(name: str, input_size: tuple[int, int] | None) -> Checkpoint:
     return Checkpoint(name, name, sha256_state(state), timm_preprocess(module), None, module.eval())
 
 
-def _load_file(path: Path, arch: str | None, input_size: tuple[int, int] | None, trust_pickle: bool) -> Checkpoint:
+def _existing(path: Path) -> Path:
     if not path.exists():
         raise LoadError(
             f"{path} does not exist; MODEL is a file ({', '.join(SUFFIXES)}), timm:NAME, hf:FOLDER, torchvision:NAME "
@@ -108,9 +106,12 @@ def _load_file(path: Path, arch: str | None, input_size: tuple[int, int] | None,
         )
     if path.is_dir():
         raise LoadError(f"{path} is a folder; MODEL is one file ({', '.join(SUFFIXES)})")
+    return path
+
+
+def _load_file(path: Path, arch: str | None, input_size: tuple[int, int] | None, trust_pickle: bool) -> Checkpoint:
+    _existing(path)
     suffix = path.suffix.lower()
-    if suffix in LATER:
-        raise LoadError(f"{path}: {LATER[suffix]} is not read by this version; give the PyTorch model")
     if suffix not in SUFFIXES:
         raise LoadError(f"{path}: unknown ending {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
     if suffix == ".pt2":

@@ -67,7 +67,12 @@ def make_manifest(
     return {
         "schema": SCHEMA,
         "edgevit": __version__,
-        "model": {"name": checkpoint.name, "arch": checkpoint.arch, "sha256": checkpoint.sha256},
+        "model": {
+            "name": checkpoint.name,
+            "arch": checkpoint.arch,
+            "sha256": checkpoint.sha256,
+            **({"onnx": dict(checkpoint.origin)} if checkpoint.origin else {}),
+        },
         "schedule": {
             "text": str(schedule),
             **schedule.to_dict(),

@@ -38,6 +38,7 @@ class Checkpoint:
     """A loaded model: weights are in memory, finite, and complete.
 
     Exactly one of `module` (eager) and `program` (an exported program) is set. labels: class names it came with.
+    origin: what was found out about a foreign file, for the manifest.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Checkpoint:
     module: nn.Module | None = None
     program: ExportedProgram | None = None
     labels: tuple[str, ...] | None = None
+    origin: Mapping[str, Any] | None = None
 
     def callable(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The float model as a function `[B, 3, H, W] -> [B, classes]`: the reference of every later check."""

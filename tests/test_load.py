@@ -131,7 +131,7 @@ def test_source_hash_is_that_of_the_file(weights):
         ("absent.pt", "does not exist; MODEL is a file"),
         (".", "is a folder"),
         ("model.h5", "unknown ending '.h5'"),
-        ("model.onnx", "give the PyTorch model"),
+        ("model.onnx", "corrupt, truncated or no ONNX file"),
         ("hf:", "write hf:FOLDER"),
         ("torchvision:vit_b_61", "did you mean vit_b_16"),
         ("timm:vit_tinny_patch16_224", "did you mean vit_tiny_patch16_224"),

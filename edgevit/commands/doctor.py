@@ -69,7 +69,7 @@ def examine() -> dict[str, Any]:
             "timm does not import: torchvision does not match torch; pip install -U torch torchvision together"
         )
     if not packages["timm"]:
-        findings.append("timm is missing, so only .pt2 programs and pickled modules load: pip install 'edgevit[timm]'")
+        findings.append("timm is missing, so only .pt2, .onnx and pickled modules load: pip install 'edgevit[timm]'")
     if state.get("governor") not in ("performance", "unknown"):
         findings.append(f"CPU governor is {state['governor']}: latencies will scatter")
     return {

@@ -84,7 +84,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """MODEL and how to read it."""
     from pathlib import Path
 
-    known = ".safetensors, .pt, .pth, .pt2, timm:NAME, hf:FOLDER, hf:OWNER/NAME, torchvision:NAME, or demo"
+    known = ".safetensors, .pt, .pth, .pt2, .onnx, timm:NAME, hf:FOLDER, hf:OWNER/NAME, torchvision:NAME, or demo"
     parser.add_argument("model", metavar="MODEL", help=known)
     parser.add_argument(
         "--arch",
