@@ -42,6 +42,8 @@ def operators(checkpoint):
 @pytest.mark.parametrize(("opset", "dynamo"), EXPORTERS)
 def test_a_vit_from_each_exporter_is_equal_and_of_whole_operators(exported, tiny_vit, opset, dynamo):
     module = tiny_vit()
+    for block in module.blocks:  # opsets before 14 have no form of fused attention
+        block.attn.fused_attn = block.attn.fused_attn and opset >= 14
     checkpoint = load(str(exported(module, opset, dynamo)))
     same(checkpoint, module)
     found = operators(checkpoint)
@@ -104,7 +106,7 @@ def test_channels_last_and_a_branch_on_a_shape(onnx_file):
             c = Equal(h, four)
             u = If (c) <
                 then_branch = then_graph () => (float[n, 3, 4, 6] a) { a = Relu(t) },
-                else_branch = else_graph () => (float[n, 3, 4, 6] b) { b = NonZero(t) }
+                else_branch = else_graph () => (float[n, 3, 4, 6] b) { b = Neg(t) }
             >
             y = ReduceMean <axes = [2, 3], keepdims = 0> (u)
         }""")
