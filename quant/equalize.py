@@ -112,13 +112,14 @@ def choose(
         moved = grid.apply(x, group.layers[0])
         if (fake_quantize(moved, quantizer) - moved).abs().max() <= EXACT * quantizer.scale:
             return next(tried(grid, {"levels": quantizer}))
-    found, off = [], Equalization()
+    found: list[Choice] = []
+    off = Equalization()
     for equalization in (off, *(() if group.is_mixed or not scheme.equalize else _offers(group, seen, centre))):
         ranges = candidates(equalization.apply(x, group.layers[0]), *_ends(seen, equalization), scheme)
         if equalization is off:
             ranges = {name: _pinned(quantizer, group, scheme) for name, quantizer in ranges.items()}
         found += tried(equalization, ranges)
-    best = min(found, key=lambda choice: choice.error)
+    best: Choice = min(found, key=lambda choice: choice.error)
     plain = min((c for c in found if c.equalization is off), key=lambda choice: choice.error)
     return best if free or best.error < PAYS * plain.error else plain
 

@@ -20,7 +20,8 @@ def fuse_linear(foreign: Foreign) -> int:
     """MatMul(x, W [in, out]) + b, or Gemm(x, W, b)  becomes  edgevit.Linear(x, Wᵀ [out, in], b); how many."""
     count = 0
     for pattern in (SUM, PRODUCT):  # first with what stands behind it
-        editor, turned = Editor(foreign), {}
+        editor = Editor(foreign)
+        turned: dict[Any, Any] = {}
         count += sum(_fuse(editor, node, pattern, turned) for node in foreign.model.graph.node)
         drop_unread(foreign)
     return count

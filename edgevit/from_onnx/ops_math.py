@@ -150,7 +150,8 @@ def log_softmax(attributes: Attributes, x: Tensor) -> Tensor:
 
 def lp_normalization(attributes: Attributes, x: Tensor) -> Tensor:
     """Divided by its length along one axis."""
-    return x / torch.linalg.vector_norm(x, attributes.get("p", 2), attributes.get("axis", -1), keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(x, attributes.get("p", 2), attributes.get("axis", -1), keepdim=True)
+    return x / length
 
 
 def _product(x: Tensor, axes: tuple[int, ...], keepdim: bool) -> Tensor:
@@ -219,7 +220,7 @@ def gemm(attributes: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) 
     """`alpha A B + beta C`, either transposed."""
     a = a.T if attributes.get("transA", 0) else a
     b = b.T if attributes.get("transB", 0) else b
-    product = attributes.get("alpha", 1.0) * (a @ b)
+    product: Tensor = attributes.get("alpha", 1.0) * (a @ b)
     return product if c is None else product + attributes.get("beta", 1.0) * c
 
 

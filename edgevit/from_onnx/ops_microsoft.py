@@ -34,7 +34,8 @@ def fused_matmul(attributes: Attributes, a: Tensor, b: Tensor) -> Tensor:
         raise ValueError("transBatchA and transBatchB are not imported")
     a = a.transpose(-2, -1) if attributes.get("transA", 0) else a
     b = b.transpose(-2, -1) if attributes.get("transB", 0) else b
-    return attributes.get("alpha", 1.0) * torch.matmul(a, b)
+    product: Tensor = attributes.get("alpha", 1.0) * torch.matmul(a, b)
+    return product
 
 
 def skip_layer_normalization(

@@ -95,7 +95,8 @@ def slice_(
 
 def expand(attributes: Attributes, x: Tensor, shape: np.ndarray) -> Tensor:
     """Broadcast with a shape, both ways."""
-    return x.expand(torch.broadcast_shapes(tuple(int(s) for s in x.shape), tuple(ints(shape))))
+    both = np.broadcast_shapes(tuple(x.shape), tuple(ints(shape)))
+    return x.expand(both)
 
 
 def tile(attributes: Attributes, x: Tensor, repeats: np.ndarray) -> Tensor:

@@ -100,11 +100,11 @@ def _compare(path: Path, session: Any, module: ForeignModel, images: torch.Tenso
         got = module(images)
     if want.shape != got.shape:
         raise LoadError(f"{path.name}: imported, it gives {list(got.shape)}; ONNX Runtime gives {list(want.shape)}")
-    error = relative_error(got, want)
+    off = relative_error(got, want)
     limit = TOLERANCE_HALF if module.ends.half else TOLERANCE
-    if not error <= limit:
+    if not off <= limit:
         raise LoadError(
-            f"{path.name}: imported, its outputs differ from ONNX Runtime's by {error:.1e} (limit {limit:g}); this is "
+            f"{path.name}: imported, its outputs differ from ONNX Runtime's by {off:.1e} (limit {limit:g}); this is "
             "a bug in the importer: report it with the file"
         )
-    return error
+    return off

@@ -121,7 +121,7 @@ def graphs(graph: onnx.GraphProto, depth: int = 0) -> Iterator[tuple[onnx.GraphP
 
 def label(node: onnx.NodeProto) -> str:
     """A node's name, else that of its first output."""
-    return node.name or next((o for o in node.output if o), node.op_type)
+    return str(node.name or next((o for o in node.output if o), node.op_type))
 
 
 def _bodies(model: onnx.ModelProto) -> list[Any]:

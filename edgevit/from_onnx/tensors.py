@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import LoadError
 
@@ -43,8 +43,9 @@ def numbers(path: Path, tensor: onnx.TensorProto) -> np.ndarray:
         if value.shape != shape:
             raise _wrong_length(path, tensor, value.nbytes, need)
     if kind == "BFLOAT16":
-        return value.astype(np.float32)
-    return value if value.flags.writeable else value.copy()  # as torch wants to share it
+        value = value.astype(np.float32)
+    own: np.ndarray[Any, Any] = value if value.flags.writeable else value.copy()  # as torch wants to share it
+    return own
 
 
 def _wrong_length(path: Path, tensor: onnx.TensorProto, have: int, need: int) -> LoadError:
