@@ -15,7 +15,9 @@ def parse(text, opset=17):
     header = f'<ir_version: 8, opset_import: ["" : {opset}, "com.microsoft" : 1]>'
     model = onnx.parser.parse_model(text if text.lstrip().startswith("<") else header + text)
     # with data_prop onnx itself fills a Range of any length
-    shapes = {o.name: o.type for o in onnx.shape_inference.infer_shapes(model, data_prop="Range" not in text).graph.output}
+    shapes = {
+        o.name: o.type for o in onnx.shape_inference.infer_shapes(model, data_prop="Range" not in text).graph.output
+    }
     for output in model.graph.output:
         if not output.type.tensor_type.HasField("shape"):
             output.type.CopyFrom(shapes[output.name])

@@ -276,12 +276,15 @@ def test_operator_computes_what_onnx_runtime_does(onnx_file, name):
     ],
 )
 def test_operators_of_other_opsets(onnx_file, opset, initializers, nodes):
-    same(onnx_file(graph(initializers, nodes), opset=opset))
+    text = graph(initializers, nodes)
+    if "GroupNormalization" in nodes:  # of which onnx infers no shape
+        text = text.replace("float[] y", "float[1, 3, 8, 8] y")
+    same(onnx_file(text, opset=opset))
 
 
 def test_the_cases_use_most_of_the_table():
     """Every operator is named by a case above, except those that only passes write and that need packed weights."""
-    text = " ".join(nodes for _, nodes in CASES.values()) + " Gelu GroupNormalization RMSNormalization Attention "
+    text = " ".join(nodes for _, nodes in CASES.values()) + " Gelu Mish GroupNormalization RMSNormalization Attention "
     missing = [name for domain, name in OPERATORS if domain != "edgevit" and f"{name}" not in text]
     assert set(missing) <= {"Reciprocal", "Log", "Sign", "Floor", "Ceil", "Round", "Tan", "Atan", "IsNaN", "Identity",
                             "Softsign", "GlobalLpPool", "Xor", "Less", "LessOrEqual", "GreaterOrEqual", "ReduceLogSum",
