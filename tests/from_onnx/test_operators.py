@@ -277,7 +277,10 @@ def test_operator_computes_what_onnx_runtime_does(onnx_file, name):
     ],
 )
 def test_operators_of_other_opsets(onnx_file, opset, initializers, nodes):
-    same(onnx_file(graph(initializers, nodes), opset=opset))
+    text = graph(initializers, nodes)
+    if "GroupNormalization" in nodes:  # of which onnx infers no shape
+        text = text.replace("float[] y", "float[1, 3, 8, 8] y")
+    same(onnx_file(text, opset=opset))
 
 
 def test_the_cases_use_most_of_the_table():
