@@ -239,7 +239,6 @@ CASES = {
 
 def graph(initializers, nodes):
     shape = "[1, 24, 24]" if "FusedMatMul" in nodes else "[1, 24, 8]" if "microsoft" in nodes else "[]"
-    shape = "[1, 3, 8, 8]" if "GroupNorm" in nodes else shape  # onnx infers none
     block = f"<{initializers}>" if initializers else ""
     return f"g (float[1, 3, 8, 8] images) => (float{shape} y) {block} {{ {nodes} }}"
 
