@@ -150,7 +150,9 @@ def test_no_governor_shown(tmp_path):
 
 
 SESSION = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in a shell's background has both ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from pathlib import Path
 from edgevit.devices import guards
 from edgevit.devices.guard_system import System
