@@ -21,7 +21,7 @@ demo: install ## the whole pipeline on the embedded model: a table and demo-out/
 	$(BIN)/edgevit demo -o demo-out
 
 # Two halves side by side on two cores: tensors in one, and whatever measures or locks the machine in the other.
-HALF := tests/tokens tests/adapters tests/trained tests/quant
+HALF := tests/tokens tests/adapters tests/trained tests/quant tests/export tests/from_onnx
 both = $(BIN)/pytest -m "$(1)" $(HALF) & half=$$!; \
 	$(BIN)/pytest -m "$(1)" $(addprefix --ignore=,$(HALF)); rest=$$?; wait $$half && exit $$rest
 
