@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgevit.devices import conditions
@@ -130,7 +129,7 @@ def once(job: Job) -> dict[str, Any]:
     """
     plan = BenchPlan(rounds=1, warmup_s=0, min_samples=1, min_seconds=0)
     with here() as session:
-        todo = _job_json(job, plan, 0, engine=session.engine(job))
+        todo = _job_json(job, plan, 0, conditions.usable_cores(), session.engine(job))
         found = session.run(todo, f"{job.bundle}: runner {job.runner!r}", LOAD_LIMIT_S + 2 * plan.max_seconds)
     del found["loadavg"]
     return found
@@ -157,11 +156,11 @@ def _check(jobs: Sequence[Job], against: Job | None) -> None:
         raise MeasureError(f"two different engines are both called {against.bundle!r}: rename one bundle")
 
 
-def _job_json(job: Job, plan: BenchPlan, number: int, cores: int | None = None, engine: str = "") -> dict[str, Any]:
-    """The runner's job, less the place of its record. cores, engine: of the machine that runs it, else of this one."""
-    threads = plan.threads or job.options.get("threads") or cores or conditions.usable_cores()
+def _job_json(job: Job, plan: BenchPlan, number: int, cores: int, engine: str) -> dict[str, Any]:
+    """The runner's job, less the place of its record. cores, engine: of the machine that runs it."""
+    threads = plan.threads or job.options.get("threads") or cores
     return {
-        "engine": engine or str(Path(job.engine).resolve()),
+        "engine": engine,
         "options": {**job.options, "threads": threads},
         "input": {"name": job.input_name, "shape": list(job.input_shape)},
         "seed": plan.seed,

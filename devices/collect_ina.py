@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from edgevit.devices.collect_tegrastats import total_w
+from edgevit.devices.conditions import read_number, read_text
 
 INTERVAL_S = 0.05  # the monitor averages over some ten milliseconds
 DRIVERS = ("ina3221", "ina238", "ina2xx")
@@ -22,14 +23,15 @@ def read(root: Path = Path("/")) -> Optional[dict[str, Any]]:  # noqa: UP045 (re
     throttled: list[str] = []
     for folder in folders(root):
         for label in sorted(folder.glob("in*_label")):
-            number, rail = label.name[2:-6], _text(label)
-            millivolts, milliamperes = _number(folder / f"in{number}_input"), _number(folder / f"curr{number}_input")
+            number, rail = label.name[2:-6], read_text(label) or ""
+            millivolts = read_number(folder / f"in{number}_input")
+            milliamperes = read_number(folder / f"curr{number}_input")
             if not rail or rail in SKIPPED or millivolts is None or milliamperes is None:
                 continue
             power[rail] = millivolts * milliamperes / 1e6
-            if _number(folder / f"curr{number}_crit_alarm"):
+            if read_number(folder / f"curr{number}_crit_alarm"):
                 throttled.append(f"over-current {rail}")
-        microwatts = _number(folder / "power1_input")
+        microwatts = read_number(folder / "power1_input")
         if microwatts is not None:
             power["VIN"] = microwatts / 1e6
     return {"power_w": power, "total_w": total_w(power), "throttled": throttled} if power else None
@@ -39,17 +41,3 @@ def folders(root: Path) -> list[Path]:
     """The hwmon folder of every monitor."""
     drivers = root / "sys/bus/i2c/drivers"
     return sorted(path for name in DRIVERS for path in drivers.glob(f"{name}/*/hwmon/hwmon*"))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("ascii", "replace").strip()
-    except OSError:
-        return ""
-
-
-def _number(path: Path) -> Optional[int]:  # noqa: UP045
-    try:
-        return int(_text(path))
-    except ValueError:
-        return None

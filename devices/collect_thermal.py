@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Optional
 
+from edgevit.devices.conditions import read_number, read_text
+
 INTERVAL_S = 0.5
 SLOWING = ("cpufreq", "devfreq", "processor", "gpu", "cpu")
 """Beginnings of the types of cooling devices that lower a clock; fans do not count."""
@@ -15,15 +17,16 @@ def read(root: Path = Path("/")) -> Optional[dict[str, Any]]:  # noqa: UP045 (re
     thermal = root / "sys/class/thermal"
     temperatures: dict[str, float] = {}
     for zone in sorted(thermal.glob("thermal_zone*")):
-        value = _number(zone / "temp")
+        value = read_number(zone / "temp")
         if value is not None and value > -200_000:  # -256 degrees: the part is switched off
-            temperatures[_text(zone / "type") or zone.name] = value / 1e3
-    clocks = [_number(path) for path in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")]
+            temperatures[read_text(zone / "type") or zone.name] = value / 1e3
+    files = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+    clocks = [read_number(path) for path in files]
     known = [value for value in clocks if value is not None]
     throttled = []
     for device in sorted(thermal.glob("cooling_device*")):
-        kind = _text(device / "type")
-        if kind.lower().startswith(SLOWING) and _number(device / "cur_state"):
+        kind = read_text(device / "type") or ""
+        if kind.lower().startswith(SLOWING) and read_number(device / "cur_state"):
             throttled.append(f"{kind} {device.name[14:]}")
     if not (temperatures or known):
         return None
@@ -31,17 +34,3 @@ def read(root: Path = Path("/")) -> Optional[dict[str, Any]]:  # noqa: UP045 (re
     if known:
         found["clock_mhz"] = {"cpu": max(known) / 1e3, "cpu_lowest": min(known) / 1e3}
     return found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("ascii", "replace").strip()
-    except OSError:
-        return ""
-
-
-def _number(path: Path) -> Optional[int]:  # noqa: UP045
-    try:
-        return int(_text(path))
-    except ValueError:
-        return None

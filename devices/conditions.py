@@ -49,7 +49,7 @@ _ARM_PARTS = {
 }
 
 
-def _read(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
     """The stripped text of a small system file, or None."""
     try:
         return path.read_text("utf-8", "replace").strip().strip("\0")
@@ -57,10 +57,18 @@ def _read(path: Path) -> str | None:
         return None
 
 
+def read_number(path: Path) -> int | None:
+    """The integer in a small system file, or None."""
+    try:
+        return int(read_text(path) or "")
+    except ValueError:
+        return None
+
+
 def _cpuinfo(root: Path) -> dict[str, list[str]]:
     """`/proc/cpuinfo` as key → values over all cores."""
     found: dict[str, list[str]] = {}
-    for line in (_read(root / "proc/cpuinfo") or "").splitlines():
+    for line in (read_text(root / "proc/cpuinfo") or "").splitlines():
         key, colon, value = line.partition(":")
         if colon:
             found.setdefault(key.strip(), []).append(value.strip())
@@ -111,7 +119,7 @@ def parse_cpu_list(text: str) -> list[int]:
 
 def affinity(root: Path = ROOT) -> list[int]:
     """The cores this process may run on; empty when that cannot be read."""
-    for line in (_read(root / "proc/self/status") or "").splitlines():
+    for line in (read_text(root / "proc/self/status") or "").splitlines():
         if line.startswith("Cpus_allowed_list:"):
             return parse_cpu_list(line.partition(":")[2])
     return list(range(os.cpu_count() or 1)) if root == ROOT else []
@@ -120,14 +128,14 @@ def affinity(root: Path = ROOT) -> list[int]:
 def governor(root: Path = ROOT) -> str:
     """The frequency governor; several, joined, when cores differ; "unknown" where the kernel shows none."""
     files = _per_core(root, "cpufreq/scaling_governor")
-    return ", ".join(sorted({text for file in files if (text := _read(file))})) or UNKNOWN
+    return ", ".join(sorted({text for file in files if (text := read_text(file))})) or UNKNOWN
 
 
 def turbo(root: Path = ROOT) -> str:
     """May the clock rise above its nominal value: "on", "off" or "unknown"."""
     cpu = root / "sys/devices/system/cpu"
     for path, on in (("intel_pstate/no_turbo", "0"), ("cpufreq/boost", "1")):
-        text = _read(cpu / path)
+        text = read_text(cpu / path)
         if text is not None:
             return "on" if text == on else "off"
     return UNKNOWN
@@ -138,7 +146,7 @@ def frequencies_mhz(root: Path = ROOT) -> dict[str, list[float]]:
     folders = _per_core(root, "cpufreq")
     found: dict[str, list[float]] = {}
     for key in ("min", "max", "cur"):
-        texts = [_read(folder / f"scaling_{key}_freq") for folder in folders]
+        texts = [read_text(folder / f"scaling_{key}_freq") for folder in folders]
         values = [int(text) / 1e3 for text in texts if text and text.isdigit()]
         if values:
             found[key] = values
@@ -147,18 +155,18 @@ def frequencies_mhz(root: Path = ROOT) -> dict[str, list[float]]:
 
 def temperature_c(root: Path = ROOT) -> float | None:
     """The hottest thermal zone, or None."""
-    texts = (_read(path) for path in (root / "sys/class/thermal").glob("thermal_zone*/temp"))
+    texts = (read_text(path) for path in (root / "sys/class/thermal").glob("thermal_zone*/temp"))
     values = [int(text) / 1e3 for text in texts if text and text.lstrip("-").isdigit()]
     return max(values, default=None)
 
 
 def _quota(folder: Path) -> float | str | None:
     """Cores that one control group's files (version 2 or 1) allow; None when it has no such file."""
-    text = _read(folder / "cpu.max")
+    text = read_text(folder / "cpu.max")
     if text is not None:
         quota, _, period = text.partition(" ")
     else:
-        quota, period = _read(folder / "cpu.cfs_quota_us") or "", _read(folder / "cpu.cfs_period_us") or ""
+        quota, period = read_text(folder / "cpu.cfs_quota_us") or "", read_text(folder / "cpu.cfs_period_us") or ""
         if not quota:
             return None
     if quota in ("max", "-1"):
@@ -175,7 +183,7 @@ def cpu_quota(root: Path = ROOT) -> float | str:
     The tightest limit on the way from this process's group to the root holds.
     """
     found: list[float | str] = []
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+    for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
@@ -197,7 +205,7 @@ def usable_cores(root: Path = ROOT) -> int:
 
 def load_average(root: Path = ROOT) -> float | None:
     """Runnable processes over the last minute, our own included; None when unknown."""
-    text = _read(root / "proc/loadavg")
+    text = read_text(root / "proc/loadavg")
     if text:
         return float(text.split()[0])
     try:
@@ -208,7 +216,7 @@ def load_average(root: Path = ROOT) -> float | None:
 
 def _memory_bytes(root: Path) -> int | None:
     """Physical memory, or None."""
-    for line in (_read(root / "proc/meminfo") or "").splitlines():
+    for line in (read_text(root / "proc/meminfo") or "").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
     return None
@@ -216,7 +224,7 @@ def _memory_bytes(root: Path) -> int | None:
 
 def _os_name(root: Path) -> str:
     """The distribution's own name, else the kernel's."""
-    for line in (_read(root / "etc/os-release") or "").splitlines():
+    for line in (read_text(root / "etc/os-release") or "").splitlines():
         if line.startswith("PRETTY_NAME="):
             return line.partition("=")[2].strip('"')
     return platform.system() if root == ROOT else UNKNOWN
@@ -225,13 +233,14 @@ def _os_name(root: Path) -> str:
 def device(root: Path = ROOT) -> dict[str, Any]:
     """What does not change between two sessions: the machine and its software."""
     cpu = root / "sys/devices/system/cpu"
-    capacities = [_read(path) for path in _per_core(root, "cpu_capacity")]
+    capacities = [read_text(path) for path in _per_core(root, "cpu_capacity")]
+    board = read_text(root / "proc/device-tree/model") or read_text(root / "sys/class/dmi/id/product_name")
     info: dict[str, Any] = {
-        "model": _read(root / "proc/device-tree/model") or _read(root / "sys/class/dmi/id/product_name") or UNKNOWN,
+        "model": board or UNKNOWN,
         "cpu": cpu_model(root),
         "arch": platform.machine(),
-        "cores": len(parse_cpu_list(_read(cpu / "online") or "")) or (os.cpu_count() or 1),
-        "smt": {"1": "on", "0": "off"}.get(_read(cpu / "smt/active") or "", UNKNOWN),
+        "cores": len(parse_cpu_list(read_text(cpu / "online") or "")) or (os.cpu_count() or 1),
+        "smt": {"1": "on", "0": "off"}.get(read_text(cpu / "smt/active") or "", UNKNOWN),
         "isa": isa(root),
         "virtual": "hypervisor" in " ".join(_cpuinfo(root).get("flags", [])[:1]).split(),
         "memory_bytes": _memory_bytes(root),

@@ -19,7 +19,8 @@ from edgevit.devices.collect import COLLECTORS
 from edgevit.devices.config import Device
 from edgevit.devices.guards import GUARDS
 from edgevit.devices.plan import HERE, RUNNERS, Job, Setup
-from edgevit.devices.transport import PythonTransport, last_line
+from edgevit.devices.rounds import last_line
+from edgevit.devices.transport import PythonTransport
 from edgevit.devices.tree import File, place_tree
 from edgevit.errors import MeasureError
 

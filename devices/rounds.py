@@ -75,7 +75,8 @@ def run_round(
         child.wait()
         child.stderr.close()  # type: ignore[union-attr]
     if child.returncode:
-        raise MeasureError(f"{place} failed ({_ending(child.returncode)}): {_last_line(stderr)}")
+        said = last_line(stderr) or "it wrote nothing to stderr"
+        raise MeasureError(f"{place} failed ({_ending(child.returncode)}): {said}")
     return _read_record(out, place)
 
 
@@ -90,10 +91,10 @@ def _ending(status: int) -> str:
         return f"killed by signal {-status}"
 
 
-def _last_line(stderr: bytes) -> str:
-    """The last line that says something."""
-    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it wrote nothing to stderr"
+def last_line(text: bytes) -> str:
+    """The last line that says something, or ""."""
+    lines = [line.strip() for line in text.decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
 
 
 def _read_record(path: Path, place: str) -> dict[str, Any]:

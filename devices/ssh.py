@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgevit.devices.transport import Done, call, last_line
+from edgevit.devices.rounds import last_line
+from edgevit.devices.transport import Done, call
 from edgevit.errors import MeasureError
 
 HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:%\[\]-]*")

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from edgevit.devices.rounds import last_line
 from edgevit.errors import MeasureError
 
 TRANSPORTS = {
@@ -64,12 +65,6 @@ class PythonTransport(Transport, Protocol):
     @property
     def work(self) -> str:
         """The folder for everything that edgevit leaves there; a relative one is relative to the login's home."""
-
-
-def last_line(text: bytes) -> str:
-    """The last line that says something, or ""."""
-    lines = [line.strip() for line in text.decode("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
 
 
 def call(command: Sequence[str], what: str, stdin: Any = b"", stdout: Any = None, timeout_s: float = 60) -> Done:

@@ -77,10 +77,13 @@ def _read_preprocess(path: Path) -> Preprocess:
     return Preprocess.from_json(text, str(path))
 
 
-def sha256_file(path: Path) -> str:
-    """Hash of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_file(path: Path, *more: Path) -> str:
+    """Hash of a file, or of several end to end, read in pieces."""
+    digest = hashlib.sha256()
+    for part in (path, *more):
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def _load_demo() -> Checkpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from edgevit.preprocess import Preprocess
@@ -33,7 +32,7 @@ def load_onnx(path: Path, output: str | None, input_size: tuple[int, int] | None
     from edgevit.from_onnx.fix_input import fix_input
     from edgevit.from_onnx.program import build
     from edgevit.from_onnx.prove import prove
-    from edgevit.load import check_finite
+    from edgevit.load import check_finite, sha256_file
 
     foreign = fix_input(foreign, input_size, output)
     passes = clean(foreign)
@@ -47,7 +46,4 @@ def load_onnx(path: Path, output: str | None, input_size: tuple[int, int] | None
         "passes": passes,
         "equal": prove(path, module, images),
     }
-    digest = hashlib.sha256(path.read_bytes())
-    for name in foreign.files:
-        digest.update(name.read_bytes())
-    return Checkpoint(path.stem, None, digest.hexdigest(), preprocess, path, module, origin=origin)
+    return Checkpoint(path.stem, None, sha256_file(path, *foreign.files), preprocess, path, module, origin=origin)

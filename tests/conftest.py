@@ -47,8 +47,9 @@ class Result:
 
 
 def heed_interrupts() -> None:
-    """In a new process: Ctrl-C ends it, also where the test suite itself runs in a shell's background."""
+    """In a new process: Ctrl-C or a hang-up ends it, also where the suite itself runs in a shell's background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:

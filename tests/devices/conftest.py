@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from edgevit.devices import plan
+from edgevit.devices.bench import Job
+
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 
 
@@ -103,3 +106,29 @@ def board(sshd):
     shutil.rmtree(sshd.bin)
     sshd.bin.mkdir()
     return sshd
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Factory: a job, on the fake runner or another."""
+
+    def make(name="b", latency_ms=2.0, runner="fake", **options):
+        engine = tmp_path / f"{name}.engine"
+        engine.write_text(name)
+        given = {"latency_ms": latency_ms, **options} if runner == "fake" else options
+        return Job(name, runner, engine, given, "images", (1, 3, 8, 8))
+
+    return make
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """Factory: a runner made of the given lines."""
+
+    def make(text: str) -> str:
+        path = tmp_path / "runner_made.py"
+        path.write_text(text)
+        monkeypatch.setitem(plan.RUNNERS, "made", path)
+        return "made"
+
+    return make

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from edgevit.devices import bench, plan
+from edgevit.devices import bench
 from edgevit.devices.bench import BenchPlan, Job
 from edgevit.devices.lock import lock_path, session_lock
 from edgevit.errors import MeasureError
@@ -26,30 +26,6 @@ def own_temp(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
-
-
-@pytest.fixture
-def job(tmp_path):
-    def make(name="b", latency_ms=2.0, runner="fake", **options):
-        engine = tmp_path / f"{name}.engine"
-        engine.write_text("x")
-        given = {"latency_ms": latency_ms, **options} if runner == "fake" else options
-        return Job(name, runner, engine, given, "images", (1, 3, 8, 8))
-
-    return make
-
-
-@pytest.fixture
-def script(tmp_path, monkeypatch):
-    """A runner made of the given lines."""
-
-    def make(text: str) -> str:
-        path = tmp_path / "runner_made.py"
-        path.write_text(text)
-        monkeypatch.setitem(plan.RUNNERS, "made", path)
-        return "made"
-
-    return make
 
 
 def names(slots):
@@ -272,10 +248,10 @@ def test_jobs_that_make_no_sense(job, tmp_path):
 
 
 def test_threads_come_from_the_plan_then_the_job_then_the_machine(job):
-    two = bench._job_json(job(threads=2), BenchPlan(), 0)
+    two = bench._job_json(job(threads=2), BenchPlan(), 0, 3, "e")
     assert two["options"]["threads"] == 2
-    assert bench._job_json(job(threads=2), BenchPlan(threads=1), 0)["options"]["threads"] == 1
-    assert bench._job_json(job(), BenchPlan(), 0)["options"]["threads"] >= 1
+    assert bench._job_json(job(threads=2), BenchPlan(threads=1), 0, 3, "e")["options"]["threads"] == 1
+    assert bench._job_json(job(), BenchPlan(), 0, 3, "e")["options"]["threads"] >= 1
 
 
 def test_the_default_plan_gives_a_p99():

@@ -12,6 +12,7 @@ import pytest
 from edgevit.devices import guard_governor, guard_jetson_clocks, guard_nvpmodel, guards
 from edgevit.devices.guard_system import System
 from edgevit.errors import MeasureError
+from tests.conftest import heed_interrupts
 
 NVPMODEL = """#!/bin/sh
 # edgevit: fake
@@ -150,9 +151,7 @@ def test_no_governor_shown(tmp_path):
 
 
 SESSION = """
-import os, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in a shell's background has both ignored
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+import os, sys, time
 from pathlib import Path
 from edgevit.devices import guards
 from edgevit.devices.guard_system import System
@@ -170,7 +169,9 @@ def test_a_session_that_dies_any_way_is_restored_by_its_keeper(board, system, nu
         pytest.skip("the stand-ins would be called by sudo")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", SESSION, str(system.folder)]
-    session = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True)
+    session = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, start_new_session=True, preexec_fn=heed_interrupts
+    )
     try:
         assert session.stdout.readline() == b"held\n"
         assert state(board) == ("0", LOCKED)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.devices import bench, config, plan, remote
+from edgevit.devices import bench, config, remote
 from edgevit.devices.agent import Link, LinkLost
-from edgevit.devices.bench import BenchPlan, Job
+from edgevit.devices.bench import BenchPlan
 from edgevit.devices.lock import session_lock
 from edgevit.devices.tree import File, place_tree, tree_name
 from edgevit.errors import MeasureError
@@ -29,27 +29,10 @@ def device(board):
 
 
 @pytest.fixture
-def job(tmp_path):
-    def make(name="b", latency_ms=2.0, runner="fake"):
-        engine = tmp_path / f"{name}.engine"
-        engine.write_text(name)
-        return Job(name, runner, engine, {"latency_ms": latency_ms} if runner == "fake" else {}, "images", (1, 3, 8, 8))
-
-    return make
-
-
-@pytest.fixture
-def script(tmp_path, monkeypatch):
-    """A runner made of the given lines, sent to the device like the others."""
-
-    def make(text: str) -> str:
-        path = tmp_path / "runner_made.py"
-        path.write_text(text)
-        monkeypatch.setitem(plan.RUNNERS, "made", path)
-        monkeypatch.setattr(remote, "ALONE", (*remote.ALONE, "made"))
-        return "made"
-
-    return make
+def script(script, monkeypatch):
+    """Its runner is sent to the device like the others."""
+    monkeypatch.setattr(remote, "ALONE", (*remote.ALONE, "made"))
+    return script
 
 
 def onnx_relu(path: Path) -> Path:
