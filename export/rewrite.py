@@ -67,9 +67,16 @@ def rewritten(graph: Graph, names: Sequence[str]) -> Graph:
 
 
 def sweep(module: GraphModule) -> None:
-    """Remove what nothing reads. Attention and dropout count as random to torch; in evaluation they are not."""
+    """Remove what nothing reads, tensors too: float weights behind integers, norms that were folded.
+
+    Attention and dropout count as random to torch; in evaluation they are not.
+    """
     module.graph.eliminate_dead_code(is_impure_node=lambda node: node.is_impure(impure_random=False))
     module.recompile()
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers()) if name not in read]:
+        holder, _, last = name.rpartition(".")
+        delattr(module.get_submodule(holder), last)
 
 
 def _prove(name: str, before: torch.Tensor, module: GraphModule, images: torch.Tensor) -> None:

@@ -132,12 +132,6 @@ def _formed(graph: Graph) -> ExportedProgram:
     for form in FORMS:
         form(module)
     sweep(module)
-    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    tensors = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
-    for name in tensors:
-        if name not in read:  # else the file would hold it: the float weights behind integers
-            holder, _, last = name.rpartition(".")
-            delattr(module.get_submodule(holder), last)
     return export_program(module, graph.inputs)
 
 
