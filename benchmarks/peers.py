@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.bundle import MANIFEST, Bundle, staged, write_json
-from edgevit.load import sha256_file
+from edgevit.hashes import sha256_file
 from edgevit.stages import Engine
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import BundleError
-from edgevit.load import sha256_file
+from edgevit.hashes import sha256_file
 from edgevit.preprocess import Preprocess
 from edgevit.stages import Engine, InputSpec
 

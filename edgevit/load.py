@@ -5,8 +5,6 @@ Every loaded weight is checked: keys complete, shapes equal, values finite. Noth
 
 from __future__ import annotations
 
-import hashlib
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import LoadError
+from edgevit.hashes import sha256_file, sha256_state
 from edgevit.load_onnx import load_onnx, onnx_output
 from edgevit.load_timm import check_timm, classifier, create_timm, first_line, timm_preprocess
 from edgevit.names import listed
@@ -75,15 +74,6 @@ def _read_preprocess(path: Path) -> Preprocess:
     except (OSError, UnicodeDecodeError) as error:
         raise LoadError(f"cannot read --preprocess {path}: {first_line(error)}") from error
     return Preprocess.from_json(text, str(path))
-
-
-def sha256_file(path: Path, *more: Path) -> str:
-    """Hash of a file, or of several end to end, read in pieces."""
-    digest = hashlib.sha256()
-    for part in (path, *more):
-        with part.open("rb") as file:
-            hashlib.file_digest(file, lambda: digest)
-    return digest.hexdigest()
 
 
 def _load_demo() -> Checkpoint:
@@ -290,12 +280,3 @@ def _load_program(path: Path, trust_pickle: bool) -> Checkpoint:
     check_finite(str(path), program.state_dict)
     preprocess = Preprocess(size=(int(shape[2]), int(shape[3])))
     return Checkpoint(path.stem, None, sha256_file(path), preprocess, path, None, program)
-
-
-def sha256_state(state: Mapping[str, torch.Tensor]) -> str:
-    """Hash of weights that came from no file: names, dtypes, shapes and bytes in order."""
-    digest = hashlib.sha256()
-    for key, value in state.items():
-        digest.update(json.dumps([key, str(value.dtype), list(value.shape)]).encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import LoadError, UnsupportedModel, missing_extra
+from edgevit.hashes import sha256_file, sha256_state
 from edgevit.load_timm import first_line
 from edgevit.names import listed
 from edgevit.preprocess import Preprocess, crop_share
@@ -170,8 +171,6 @@ def _weights(model: str, where: str, cls: Any) -> nn.Module:
 
 
 def _hash(where: str, module: nn.Module) -> str:
-    from edgevit.load import sha256_file, sha256_state
-
     file = Path(where) / "model.safetensors"
     return sha256_file(file) if file.is_file() else sha256_state(module.state_dict())
 

@@ -32,7 +32,8 @@ def load_onnx(path: Path, output: str | None, input_size: tuple[int, int] | None
     from edgevit.from_onnx.fix_input import fix_input
     from edgevit.from_onnx.program import build
     from edgevit.from_onnx.prove import prove
-    from edgevit.load import check_finite, sha256_file
+    from edgevit.hashes import sha256_file
+    from edgevit.load import check_finite
 
     foreign = fix_input(foreign, input_size, output)
     passes = clean(foreign)

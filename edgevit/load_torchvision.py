@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import LoadError, missing_extra
+from edgevit.hashes import sha256_state
 from edgevit.load_timm import first_line
 from edgevit.names import did_you_mean
 from edgevit.preprocess import Preprocess, crop_share
@@ -24,7 +25,7 @@ def load_torchvision(model: str, input_size: tuple[int, int] | None = None) -> C
 
     Raises LoadError, MissingExtra.
     """
-    from edgevit.load import fill, sha256_state
+    from edgevit.load import fill
 
     weights = _default_weights(_check(model))
     if weights is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgevit.bundle import SCHEMA, write_json
 from edgevit.errors import EdgeVitError
-from edgevit.load import sha256_file
+from edgevit.hashes import sha256_file
 from edgevit.tokens.schedule import TokenSchedule
 from edgevit.version import __version__
 

@@ -10,7 +10,8 @@ import torch
 
 from edgevit.adapters import adapt
 from edgevit.errors import LoadError
-from edgevit.load import load, sha256_file
+from edgevit.hashes import sha256_file
+from edgevit.load import load
 from edgevit.load_hf import to_preprocess
 
 transformers = pytest.importorskip("transformers")
