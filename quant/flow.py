@@ -146,9 +146,8 @@ def size(node: Node) -> int:
 
 
 def groups(layer: Node) -> int:
-    """Of a convolution: 1 is dense."""
-    last = layer.args[6] if len(layer.args) > 6 else layer.kwargs.get("groups", 1)
-    return int(last)
+    """Of a convolution; 1 where it is dense, and for a Linear."""
+    return int(layer.args[6] if len(layer.args) > 6 else layer.kwargs.get("groups", 1))
 
 
 def pointwise(layer: Node) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from edgevit.export.rewrite import Node, attribute
+from edgevit.quant.flow import groups
 from edgevit.stages import Refusal
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Layer:
     @property
     def groups(self) -> int:
         """Of a convolution; 1 for a Linear."""
-        return int(self.node.args[6]) if self.is_conv and len(self.node.args) > 6 else 1
+        return groups(self.node)
 
     @property
     def inputs(self) -> int:
