@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 RUNNER = "openvino"
 DEFAULTS = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}  # one inference at a time, as an app runs it
-REPORTED = ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT")
+REPORTED = (
+    *("INFERENCE_NUM_THREADS", "NUM_STREAMS", "INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT"),
+    "EXECUTION_DEVICES",
+)
 
 
 def open_engine(job: dict[str, Any], array: Any) -> tuple[Callable[[], object], dict[str, Any]]:

@@ -22,11 +22,12 @@ VERBS = {
     "inspect": "tokens per block, MACs, operators, picture of kept tokens",
     "targets": "what can be built and run here, and how to get the rest",
     "methods": "the token reduction methods and what they need",
+    "history": "what was measured: list, filter, show one",
     "devices": "your devices: list, add, check what is on them",
     "doctor": "this machine and its packages, as edgevit sees them",
     "demo": "the whole pipeline on the embedded model and images",
 }
-PLANNED = ("tune", "embed", "report", "history")
+PLANNED = ("tune", "embed", "report")
 
 
 def parser(verb: str | None = None) -> argparse.ArgumentParser:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgevit.bundle import Bundle
 from edgevit.devices.plan import Job
 from edgevit.errors import MeasureError
 from edgevit.runtimes import runtime
-
 
 def job(bundle: Bundle, name: str | None = None) -> Job:
     """The measurement job of a verified bundle. Raises MeasureError where this machine cannot time it."""
@@ -23,6 +24,21 @@ def job(bundle: Bundle, name: str | None = None) -> Job:
         folder=bundle.folder,
         files=bundle.manifest["files"],
     )
+
+
+def about(bundle: Bundle) -> dict[str, Any]:
+    """What a record says of the engine besides its name: hash, precision, target, model, schedule, MACs."""
+    manifest = bundle.manifest
+    return {
+        "sha256": manifest["files"].get(manifest["entry"]),  # none: the entry is a folder, `files` has its parts
+        "files": dict(manifest["files"]),
+        "precision": manifest["precision"],
+        "target": manifest["target"],
+        "built_by": f"{manifest['runtime']['name']} {manifest['runtime']['version']}",
+        "model": manifest["model"]["name"],
+        "schedule": manifest["schedule"]["text"],
+        "macs": manifest["schedule"]["macs"],
+    }
 
 
 def unique_names(bundles: list[Bundle]) -> list[str]:

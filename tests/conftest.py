@@ -146,6 +146,14 @@ def labelled(tmp_path, pictures):
     return lambda labels: write_csv(tmp_path / "labelled.csv", pictures.files, labels)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_history(tmp_path_factory):
+    """What tests measure belongs in nobody's history."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEVIT_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture
 def cli(capsys, tmp_path, monkeypatch):
     """Factory: run one command line in this process, in an empty folder."""

@@ -26,17 +26,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, metavar="DIR", help="folder for the full record, raw samples included"
     )
+    parser.add_argument("--no-history", action="store_true", help="do not keep it: see `edgevit history`")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, one process at a time."""
     from edgevit.bundle import Bundle
+    from edgevit.devices import history
     from edgevit.devices.bench import BenchPlan, profile
     from edgevit.devices.config import LOCAL, find
     from edgevit.devices.plan import Setup
     from edgevit.devices.result import record
-    from edgevit.measure import job, unique_names
+    from edgevit.measure import about, job, unique_names
 
     device = None if arguments.device == LOCAL else find(arguments.device)
     bundles = [Bundle.load(path) for path in arguments.bundles]
@@ -48,19 +50,29 @@ def run(arguments: argparse.Namespace) -> int:
         options["rounds"] = arguments.rounds
     hold = {"nvpmodel": arguments.power_mode} if arguments.power_mode else {}
     wanted = Setup({**hold, **({"clocks": "highest"} if arguments.lock_clocks else {})}, not arguments.no_collect)
+    if not arguments.no_history:
+        history.check()
     with progress() as show:
-        found = profile(jobs, job(against, names[-1]) if against else None, BenchPlan(**options), show, device, wanted)
+        other = job(against, names[-1]) if against else None
+        found = profile(jobs, other, BenchPlan(**options), show, device, wanted)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         record(found, arguments.out)
-    summary = found.to_json()
-    if arguments.json:
+    show_summary(found.to_json(), arguments.json)
+    if not arguments.no_history:  # last: whatever is wrong there, the measurement is out
+        engines = [*bundles, *([against] if against else [])]
+        history.save(found, {name: about(bundle) for name, bundle in zip(names, engines, strict=True)})
+    return 0
+
+
+def show_summary(summary: dict[str, Any], as_json: bool) -> None:
+    """On standard output; notes of a table on standard error."""
+    if as_json:
         print_json(summary)
-        return 0
+        return
     print_table(table(summary))
     for text in summary["notes"]:
         note(text)
-    return 0
 
 
 def table(summary: dict[str, Any]) -> Any:

@@ -8,7 +8,6 @@ import sys
 import tempfile
 import threading
 import time
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from edgevit.devices.bench import BenchPlan
 from edgevit.devices.lock import session_lock
 from edgevit.devices.tree import File, place_tree, tree_name
 from edgevit.errors import MeasureError
+from tests.devices.bundles import bundle
 
 QUICK = BenchPlan(rounds=2, warmup_s=0, min_samples=70, min_seconds=0, max_seconds=1, threads=1)
 
@@ -33,38 +33,6 @@ def script(script, monkeypatch):
     """Its runner is sent to the device like the others."""
     monkeypatch.setattr(remote, "ALONE", (*remote.ALONE, "made"))
     return script
-
-
-def onnx_relu(path: Path) -> Path:
-    """y = relu(x), of shape [1, 3, 8, 8]."""
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 3, 8, 8]) for n in ("images", "y"))
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["images"], ["y"])], "g", [x], [y])
-    opset = [onnx.helper.make_opsetid("", 17)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
-    return path
-
-
-def bundle(folder: Path) -> Path:
-    """A bundle as export writes it, of the smallest engine."""
-    folder.mkdir()
-    onnx_relu(folder / "model.onnx")
-    manifest = dict.fromkeys(("precision", "check", "kept_float"), "") | {
-        "schema": 1,
-        "edgevit": "0",
-        "model": {"name": "relu"},
-        "schedule": {"text": "none", "tokens": [], "macs": {}},
-        "target": "ort",
-        "runtime": {"name": "ort", "version": "0", "options": {}},
-        "input": {"name": "images", "shape": [1, 3, 8, 8]},
-        "output": {"shape": [1, 3, 8, 8]},
-        "preprocess": {"size": [8, 8]},
-        "entry": "model.onnx",
-        "files": {"model.onnx": sha256((folder / "model.onnx").read_bytes()).hexdigest()},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
 
 
 def left_over(board):
