@@ -23,11 +23,12 @@ VERBS = {
     "targets": "what can be built and run here, and how to get the rest",
     "methods": "the token reduction methods and what they need",
     "history": "what was measured: list, filter, show one",
+    "report": "a page, a CSV and pictures of what was measured",
     "devices": "your devices: list, add, check what is on them",
     "doctor": "this machine and its packages, as edgevit sees them",
     "demo": "the whole pipeline on the embedded model and images",
 }
-PLANNED = ("tune", "embed", "report")
+PLANNED = ("tune", "embed")
 
 
 def parser(verb: str | None = None) -> argparse.ArgumentParser:

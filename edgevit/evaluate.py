@@ -41,8 +41,7 @@ class Evaluation:
     @property
     def top1_se(self) -> float:
         """Standard error of top-1 in percent (binomial)."""
-        p = self.top1 / 100
-        return 100 * math.sqrt(p * (1 - p) / self.images)
+        return standard_error(self.top1, self.images)
 
     def _within(self, k: int) -> float:
         return 100 * sum(rank < k for rank in self.ranks) / self.images
@@ -81,6 +80,12 @@ def evaluate(bundle: Bundle, data: Dataset, progress: Progress | None = None) ->
         if progress:
             progress(f"evaluate {bundle.name}", len(ranks), len(data))
     return Evaluation(bundle.name, tuple(predicted), tuple(ranks), time.perf_counter() - started)
+
+
+def standard_error(percent: float, images: int) -> float:
+    """Of a share of images, in percent (binomial)."""
+    p = percent / 100
+    return 100 * math.sqrt(p * (1 - p) / images)
 
 
 def rank(scores: np.ndarray[Any, Any], label: int) -> int:

@@ -9,6 +9,7 @@ from edgevit.devices.plan import Job
 from edgevit.errors import MeasureError
 from edgevit.runtimes import runtime
 
+
 def job(bundle: Bundle, name: str | None = None) -> Job:
     """The measurement job of a verified bundle. Raises MeasureError where this machine cannot time it."""
     engine, target = bundle.engine, runtime(bundle.manifest["target"])
@@ -38,6 +39,7 @@ def about(bundle: Bundle) -> dict[str, Any]:
         "model": manifest["model"]["name"],
         "schedule": manifest["schedule"]["text"],
         "macs": manifest["schedule"]["macs"],
+        "size_bytes": bundle.size_bytes,
     }
 
 

@@ -58,12 +58,13 @@ def write_report(
     pictures: Sequence[tuple[str, Image.Image]] = (),
     commands: Sequence[str] = (),
     notes: Sequence[str] = (),
+    samples: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> Path:
     """Write the page to `path`; whoever reads meanwhile sees the old page or the new one, never half of one.
 
     Raises BundleError when the place cannot be written.
     """
-    text = html(title, rows, conditions, pictures, commands, notes)
+    text = html(title, rows, conditions, pictures, commands, notes, samples)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from edgevit.report_latency import latency_svg
 from edgevit.report_plot import plot_svg
 from edgevit.report_rows import COLUMNS, DASH, LOSS_LIMIT, Cell, Row, cells, headline
 from edgevit.report_style import PAGE
@@ -41,8 +42,12 @@ def html(
     pictures: Sequence[tuple[str, Image.Image]] = (),
     commands: Sequence[str] = (),
     notes: Sequence[str] = (),
+    samples: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> str:
-    """The whole page. rows: the baseline first. pictures: (caption, picture). conditions may be nested."""
+    """The whole page. rows: the baseline first. pictures: (caption, picture). conditions may be nested.
+
+    samples: name → a list of milliseconds for each round.
+    """
     said = headline(rows)
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -50,6 +55,7 @@ def html(
         f'<p class="detail">{escape(said.detail)}</p>' if said.detail else "",
         _section("Results", _table(rows, said.row)),
         _section("Latency and accuracy", _plot(rows)),
+        _section("Latency of every round", _latencies(samples or {})),
         _section("Tokens", "".join(_picture(caption, picture) for caption, picture in pictures)),
         _section("Notes", _list(notes)),
         _section("Conditions", _conditions(conditions)),
@@ -114,6 +120,18 @@ def _plot(rows: Sequence[Row]) -> str:
     return (
         f'<figure><div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
         f"<figcaption>Up and to the left is better. {bars}</figcaption></figure>"
+    )
+
+
+def _latencies(samples: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """Drawn twice, as the other plot."""
+    wide = latency_svg(samples)
+    if not wide:
+        return ""
+    said = "A dot is the median of one round; box: the middle half of all samples, line: 5th to 95th percentile."
+    return (
+        f'<figure><div class="wide">{wide}</div><div class="narrow">{latency_svg(samples, width=360)}</div>'
+        f"<figcaption>{said}</figcaption></figure>"
     )
 
 

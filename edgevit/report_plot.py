@@ -90,8 +90,8 @@ def plot_svg(rows: Sequence[Row], width: int = 960, height: int = 440) -> str:
     parts += _frame(x, y, width, height)
     base = next((p for p in points if p.kind == "ev-base"), None)
     if base:
-        parts.append(_line("ev-guide", base.x, TOP, base.x, height - BOTTOM))
-        parts.append(_line("ev-guide", LEFT, base.y, width - RIGHT, base.y))
+        parts.append(line("ev-guide", base.x, TOP, base.x, height - BOTTOM))
+        parts.append(line("ev-guide", LEFT, base.y, width - RIGHT, base.y))
     labels = _place(points, Box(LEFT + 2, TOP - 6, width - 2, height - BOTTOM - 2))
     parts += [_mark(point) for point in points]
     parts += [_label(point, box) for point, box in zip(points, labels, strict=True)]
@@ -109,11 +109,11 @@ def _axes(rows: Sequence[Row], width: int, height: int) -> tuple[Axis, Axis]:
     low, high = _reach([(row.median_ms or 0.0, bounds(row.ci95_ms)) for row in rows])
     pad = 0.08 * (high - low) or 0.1 * high
     start = 0.0 if low <= 0.6 * high else low - pad
-    x = _axis(start, high + pad, LEFT, width - RIGHT, most=max(4, min(width // 70, 10)))
+    x = axis(start, high + pad, LEFT, width - RIGHT, most=max(4, min(width // 70, 10)))
     spread = [(row.top1 or 0.0, row.top1_se or 0.0) for row in rows]
     low, high = min(v - se for v, se in spread), max(v + se for v, se in spread)
     pad = max(0.08 * (high - low), (1 - (high - low)) / 2)  # never zoom in below one point
-    return x, _axis(max(low - pad, 0.0), min(high + pad, 100.0), height - BOTTOM, TOP, most=7)
+    return x, axis(max(low - pad, 0.0), min(high + pad, 100.0), height - BOTTOM, TOP, most=7)
 
 
 def _reach(values: Sequence[tuple[float, tuple[float, float] | None]]) -> tuple[float, float]:
@@ -122,7 +122,7 @@ def _reach(values: Sequence[tuple[float, tuple[float, float] | None]]) -> tuple[
     return min(low for low, _ in ends), max(high for _, high in ends)
 
 
-def _axis(low: float, high: float, first: float, last: float, most: int) -> Axis:
+def axis(low: float, high: float, first: float, last: float, most: int) -> Axis:
     """Ticks at 1, 2, 2.5 or 5 times a power of ten, `most` of them at the most."""
     if high <= low:
         low, high = low - 0.5, low + 0.5
@@ -196,10 +196,10 @@ def _frame(x: Axis, y: Axis, width: int, height: int) -> list[str]:
     floor = height - BOTTOM
     parts = []
     for tick in x.ticks:
-        parts.append(_line("ev-grid", x.at(tick), TOP, x.at(tick), floor))
+        parts.append(line("ev-grid", x.at(tick), TOP, x.at(tick), floor))
         parts.append(f'<text x="{x.at(tick):.1f}" y="{floor + 17}" text-anchor="middle">{tick:g}</text>')
     for tick in y.ticks:
-        parts.append(_line("ev-grid", LEFT, y.at(tick), width - RIGHT, y.at(tick)))
+        parts.append(line("ev-grid", LEFT, y.at(tick), width - RIGHT, y.at(tick)))
         parts.append(f'<text x="{LEFT - 7}" y="{y.at(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
     middle, centre = (LEFT + width - RIGHT) / 2, (TOP + floor) / 2
     parts.append(f'<text x="{middle:.0f}" y="{height - 8}" text-anchor="middle">latency, ms (left is faster)</text>')
@@ -234,7 +234,7 @@ def _label(point: Point, box: Box) -> str:
     """The name, tied to its marker by a line when it had to move away."""
     leader = ""
     if box.distance(point.x, point.y) > 18:
-        leader = _line("ev-leader", point.x, point.y, *box.nearest(point.x, point.y))
+        leader = line("ev-leader", point.x, point.y, *box.nearest(point.x, point.y))
     strong = " ev-strong" if point.kind == "ev-pick" else ""
     middle, base = (box.left + box.right) / 2, box.bottom - 4
     if box.left >= point.x:
@@ -247,5 +247,6 @@ def _label(point: Point, box: Box) -> str:
     return f"{leader}{text}{escape(point.label)}</text>"
 
 
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    """An SVG line of one of the style sheet's classes, in pixels."""
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'

@@ -84,6 +84,11 @@ PLOT = f"""
 .ev-plot .ev-grid {{ stroke:var(--ev-grid); }}
 .ev-plot .ev-guide {{ stroke:var(--ev-muted); stroke-dasharray:3 4; opacity:.75; }}
 .ev-plot .ev-bar {{ stroke:var(--ev-mark); stroke-width:1.5; opacity:.5; fill:none; }}
+.ev-plot .ev-box {{ fill:var(--ev-mark); opacity:.22; }}
+.ev-plot .ev-round {{ fill:var(--ev-mark); stroke:var(--ev-paper); stroke-width:.8; }}
+.ev-plot .ev-median {{ stroke:var(--ev-mark); stroke-width:2; }}
+.ev-plot .ev-base .ev-box, .ev-plot .ev-base .ev-round {{ fill:var(--ev-ink); }}
+.ev-plot .ev-base .ev-median {{ stroke:var(--ev-ink); }}
 .ev-plot .ev-marker {{ fill:var(--ev-mark); stroke:var(--ev-paper); stroke-width:1.5; }}
 .ev-plot .ev-base .ev-marker {{ fill:var(--ev-paper); stroke:var(--ev-ink); stroke-width:2; }}
 .ev-plot .ev-base .ev-bar {{ stroke:var(--ev-ink); }}
