@@ -92,10 +92,13 @@ def findings(found: dict[str, Any]) -> list[str]:
     """What is missing on a device, and what to do about it."""
     runtimes, python = found["runtimes"], found["executable"]
     texts = []
-    if not any(runtimes[name] for name in ("onnxruntime", "openvino", "executorch")):
+    if (
+        not any(runtimes[name] for name in ("onnxruntime", "openvino", "executorch"))
+        and not found["programs"]["trtexec"]
+    ):
         texts.append(f"no runtime is installed: {python} -m pip install onnxruntime, there")
     if not runtimes["numpy"]:
-        texts.append(f"numpy is missing, which every runner needs: {python} -m pip install numpy, there")
+        texts.append(f"numpy is missing, which every runner but trtexec needs: {python} -m pip install numpy, there")
     if found["state"]["governor"] not in ("performance", "unknown"):
         texts.append(f"its CPU governor is {found['state']['governor']}: latencies will scatter")
     return texts
