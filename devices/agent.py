@@ -100,6 +100,7 @@ class Session:
     def __init__(self, work: Path, link: Link, stack: ExitStack) -> None:
         self.link = link
         self.stack = stack
+        self.engines = work / "engines"
         self.lock = stack.enter_context(session_lock())
         self.folder = Path(stack.enter_context(scratch(work)))
         self.system = System(work / "guards")
@@ -173,6 +174,8 @@ class Session:
         load = conditions.load_average()
         file = Path(__file__).resolve().parents[2] / "runners" / runner
         job["engine"] = str(Path(job["engine"]).resolve())
+        if "cache" in job:
+            job["cache"] = str(self.engines.resolve())
         found = run_round(job, file, self.folder, place, limit_s, self.lock, self.link.wait)
         if self.sampler is not None and "window_s" in found:
             self.link.pause(AFTER_S)  # the first look after the window belongs to it, too

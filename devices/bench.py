@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from edgevit.devices import conditions
 from edgevit.devices.config import Device
-from edgevit.devices.plan import BenchPlan, Job, Setup
+from edgevit.devices.plan import BUILDERS, BenchPlan, Job, Setup
 from edgevit.devices.result import Profile, Side, record
 from edgevit.devices.session import Session, here
 from edgevit.errors import MeasureError
@@ -22,6 +22,8 @@ from edgevit.stages import Measurement, Round
 
 __all__ = ["BenchPlan", "Job", "Profile", "once", "order", "profile", "record"]
 
+BUILD_LIMIT_S = 3600.0
+"""Seconds a build on a device may take; the timing of kernels on a small board is slow."""
 LOAD_LIMIT_S = 900.0
 """Seconds a runner may need beyond its sampling, mostly to load; a compile on a small board takes minutes."""
 
@@ -89,29 +91,20 @@ def profile(
     with _opened(device, [*jobs, *([against] if against else [])]) as session:
         session.prepare(setup or Setup())
         about, before = session.device(), session.state()
+        built = _build(session, [*jobs, *([against] if against else [])], plan, before["usable_cores"], progress)
         for number, slot in enumerate(slots):
             if progress:
                 progress(slot.job.bundle, number, len(slots))
             place = f"{slot.job.bundle}: runner {slot.job.runner!r}, round {number + 1} of {len(slots)}"
             todo = _job_json(slot.job, plan, number, before["usable_cores"], session.engine(slot.job))
             found = session.run(todo, place, LOAD_LIMIT_S + 2 * plan.max_seconds)
-            samples, load = tuple(found.pop("samples_ms")), found.pop("loadavg")
-            rounds.append(
-                Round(
-                    slot.job.bundle,
-                    samples,
-                    found["load_ms"],
-                    found["first_ms"],
-                    found["peak_memory_bytes"],
-                    math.nan if load is None else load,
-                )
-            )
+            rounds.append(_round(slot.job.bundle, found))
             records.append(found)
         after = session.state()
         prepared = session.end()
     if progress:
         progress(slots[-1].job.bundle, len(slots), len(slots))
-    measurement = Measurement(about, {**prepared, "before": before, "after": after}, tuple(rounds))
+    measurement = Measurement(about, {**prepared, **built, "before": before, "after": after}, tuple(rounds))
     return Profile(
         measurement,
         tuple(slot.side for slot in slots),
@@ -119,6 +112,13 @@ def profile(
         plan,
         None if against is None else against.bundle,
     )
+
+
+def _round(bundle: str, found: dict[str, Any]) -> Round:
+    """A runner's record as a round; what is in the round alone leaves the record."""
+    samples, load = tuple(found.pop("samples_ms")), found.pop("loadavg")
+    loadavg = math.nan if load is None else load
+    return Round(bundle, samples, found["load_ms"], found["first_ms"], found["peak_memory_bytes"], loadavg)
 
 
 def once(job: Job) -> dict[str, Any]:
@@ -133,6 +133,21 @@ def once(job: Job) -> dict[str, Any]:
         found = session.run(todo, f"{job.bundle}: runner {job.runner!r}", LOAD_LIMIT_S + 2 * plan.max_seconds)
     del found["loadavg"]
     return found
+
+
+def _build(
+    session: Session, jobs: Sequence[Job], plan: BenchPlan, cores: int, progress: Progress | None
+) -> dict[str, dict[str, Any]]:
+    """Have the engines built that the device builds: `built`: bundle → how. Nothing where there are none."""
+    found: dict[str, Any] = {}
+    todo = {job.bundle: job for job in jobs if job.runner in BUILDERS}
+    for name, job in todo.items():
+        if progress:
+            progress(f"build {name}", 0, 1)
+        request = {**_job_json(job, plan, -1, cores, session.engine(job)), "min_samples": 0}
+        record = session.run(request, f"{name}: building on the device", BUILD_LIMIT_S)
+        found[name] = {**record["built"], "attention": record["attention"]}
+    return {"built": found} if found else {}
 
 
 def _opened(device: Device | None, jobs: Sequence[Job]) -> AbstractContextManager[Session]:
@@ -170,4 +185,5 @@ def _job_json(job: Job, plan: BenchPlan, number: int, cores: int, engine: str) -
         "min_samples": plan.min_samples,
         "min_seconds": plan.min_seconds,
         "max_seconds": plan.max_seconds,
+        **({"cache": ""} if job.runner in BUILDERS else {}),  # the session knows where
     }

@@ -15,10 +15,13 @@ RUNNERS = {
     "ort": HERE / "runner_ort.py",
     "openvino": HERE / "runner_openvino.py",
     "executorch": HERE / "runner_executorch.py",
+    "trtexec": HERE / "runner_trtexec.py",
     "web": HERE / "runner_web.py",
     "fake": HERE / "runner_fake.py",
 }
 """Runner name → the file a fresh Python process runs."""
+BUILDERS = ("trtexec",)
+"""Runners that build the engine on the device, once, before the rounds."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,9 @@ class Job:
     Attributes:
         bundle: the name it has in the results. runner: a key of `RUNNERS`. engine: the file the runtime
         opens. options: the runner's options, JSON-able: `session_config` (ort), `config` (openvino),
-        `partition` (executorch), `threads` (all). input_name: the engine's one input. input_shape: static,
-        batch first. folder, files: where the engine's files are and what they are (relative name → sha256), to send
-        them to a device; none: the engine is its one file.
+        `partition` (executorch), `transfers` (trtexec), `threads` (all). input_name: the engine's one input.
+        input_shape: static, batch first. folder, files: where the engine's files are and what they are (relative
+        name → sha256), to send them to a device; none: the engine is its one file.
     """
 
     bundle: str

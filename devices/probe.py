@@ -9,6 +9,9 @@ import sys
 from importlib import metadata
 from typing import Any
 
+from edgevit.devices import trtexec
+from edgevit.errors import MeasureError
+
 RUNTIMES = {
     "numpy": ("numpy",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
@@ -19,7 +22,7 @@ RUNTIMES = {
 """What is imported → the distributions that may bring it."""
 
 PROGRAMS = (
-    *("trtexec", "nvpmodel", "jetson_clocks", "tegrastats"),
+    *("nvpmodel", "jetson_clocks", "tegrastats"),
     *("vcgencmd", "powermetrics"),
 )
 
@@ -31,8 +34,16 @@ def probe() -> dict[str, Any]:
         "executable": sys.executable,
         "root": os.geteuid() == 0,
         "runtimes": {name: _version(distributions) for name, distributions in RUNTIMES.items()},
-        "programs": {name: shutil.which(name) for name in PROGRAMS},
+        "programs": {"trtexec": _trtexec(), **{name: shutil.which(name) for name in PROGRAMS}},
     }
+
+
+def _trtexec() -> str | None:
+    """It is on no PATH where packages put it."""
+    try:
+        return trtexec.find(os.environ, shutil.which, os.path.isfile)
+    except MeasureError:
+        return None
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:

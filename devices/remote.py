@@ -35,11 +35,12 @@ GUARD_S = 180.0
 MODULES = (
     *("agent", "conditions", "lock", "probe", "rounds"),
     *("guards", "guard_system", *(path.rpartition(".")[2] for path in GUARDS.values())),
+    *("trtexec", "trtexec_log", "trt_layers", "engine_cache"),
     *("collect", "sensors", "energy", *(path.rpartition(".")[2] for path in COLLECTORS.values())),
 )
 """What the session on the device is made of."""
 ALONE = tuple(name for name in RUNNERS if name != "web")
-"""Runners that are single files; that of `web` needs edgevit and a browser beside it."""
+"""Runners that are single files, or need of edgevit only MODULES; that of `web` needs a browser beside it."""
 START = (
     "import sys; tree = sys.argv[1]; sys.path[:] = [tree, *filter(None, sys.path)]; "
     "from edgevit.devices.agent import main; sys.exit(main(sys.argv[2:]))"

@@ -160,7 +160,7 @@ class Profile:
             "outliers": sum(stats.outliers(found.samples_ms) for found in rounds),
             "round_medians_ms": medians,
             "load_ms": median(found.load_ms for found in rounds),
-            "first_ms": median(found.first_ms for found in rounds),
+            "first_ms": _median(found.first_ms for found in rounds),
             "warmup": {
                 "seconds": median(record["warmup"]["seconds"] for record in records),
                 "unstable_rounds": sum(not record["warmup"]["stable"] for record in records),
@@ -177,6 +177,12 @@ class Profile:
 def _max(values: Iterable[int | None]) -> int | None:
     """The largest known value."""
     return max((value for value in values if value is not None), default=None)
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    """Of the known values."""
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
 
 
 def _finite(found: dict[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def run_round(
     if child.returncode:
         said = last_line(stderr) or "it wrote nothing to stderr"
         raise MeasureError(f"{place} failed ({_ending(child.returncode)}): {said}")
-    return _read_record(out, place)
+    return _read_record(out, place, job.get("min_samples") != 0)
 
 
 def _ending(status: int) -> str:
@@ -97,16 +97,20 @@ def last_line(text: bytes) -> str:
     return lines[-1] if lines else ""
 
 
-def _read_record(path: Path, place: str) -> dict[str, Any]:
-    """The runner's record, checked for what the results need."""
+def _read_record(path: Path, place: str, sampled: bool) -> dict[str, Any]:
+    """The runner's record, checked for what the results need; one that only built has no samples."""
     try:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise MeasureError(f"{place} ended without a readable record: {error}") from error
-    needed = ("job", "samples_ms", "load_ms", "first_ms", "peak_memory_bytes", "fake", "threads", "warmup")
-    missing = [key for key in (*needed, "runtime", "runtime_version") if key not in found]
+    needed = ["job", "fake", "runtime", "runtime_version", "samples_ms"]
+    if sampled:
+        needed += ["load_ms", "first_ms", "peak_memory_bytes", "threads", "warmup"]
+    missing = [key for key in needed if key not in found]
     if missing:
         raise MeasureError(f"{place}: its record lacks {', '.join(missing)}; use the runner of this version")
+    if not sampled:
+        return found
     samples = found["samples_ms"]
     numbers = samples and all(isinstance(s, (int, float)) and math.isfinite(s) and s > 0 for s in samples)
     if not numbers:

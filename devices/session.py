@@ -71,6 +71,8 @@ class Here:
     def run(self, job: Mapping[str, Any], place: str, limit_s: float) -> dict[str, Any]:
         """In a fresh process of this Python."""
         load = conditions.load_average()
+        if "cache" in job:
+            job = {**job, "cache": str(self.folder / "engines")}
         found = run_round(job, RUNNERS[job["runner"]], self.folder, place, limit_s, self.lock)
         return {**found, "loadavg": load}
 

@@ -18,6 +18,9 @@ from edgevit.errors import MeasureError
 TRANSPORTS = {
     "local": "edgevit.devices.local:Local",
     "ssh": "edgevit.devices.ssh:Ssh",
+    "adb": "edgevit.devices.adb:Adb",
+    "ios-usb": "edgevit.devices.ios_usb:IosUsb",
+    "ios-mac": "edgevit.devices.ios_mac:IosMac",
 }
 
 
@@ -65,6 +68,13 @@ class PythonTransport(Transport, Protocol):
     @property
     def work(self) -> str:
         """The folder for everything that edgevit leaves there; a relative one is relative to the login's home."""
+
+
+class PhoneTransport(Transport, Protocol):
+    """A way to a device that runs no Python, by a program that may be a stand-in."""
+
+    def stand_in(self) -> bool:
+        """Whether it is: then nothing that comes over it is a measurement. While connected."""
 
 
 def call(command: Sequence[str], what: str, stdin: Any = b"", stdout: Any = None, timeout_s: float = 60) -> Done:

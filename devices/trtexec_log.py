@@ -17,6 +17,7 @@ NUMBERS = {
     "throughput_qps": re.compile(r"^Throughput: ([\d.e+-]+) qps"),
     "build_s": re.compile(r"^Engine built in ([\d.e+-]+) sec"),
     "load_s": re.compile(r"^Engine deserialized in ([\d.e+-]+) sec"),
+    "traced_s": re.compile(r"^Timing trace has \d+ queries over ([\d.e+-]+) s"),
     "engine_mib": re.compile(r"^Created engine with size: ([\d.e+-]+) MiB"),
     "activations_mib": re.compile(r"^Created execution context with device memory size: ([\d.e+-]+) MiB"),
     "gpu_build_mib": re.compile(r"Peak memory usage of TRT CPU/GPU memory allocators: .*GPU ([\d.]+) MiB"),

@@ -9,10 +9,20 @@ from edgevit.devices.plan import Job
 from edgevit.errors import MeasureError
 from edgevit.runtimes import runtime
 
+BUILT_THERE = {"trt": ("trtexec", "model.onnx")}
+"""Targets whose engine a device builds: the runner that does, and the file it builds from."""
 
-def job(bundle: Bundle, name: str | None = None) -> Job:
-    """The measurement job of a verified bundle. Raises MeasureError where this machine cannot time it."""
+
+def job(bundle: Bundle, name: str | None = None, there: bool = False) -> Job:
+    """The measurement job of a verified bundle, here or on a device. Raises MeasureError where it cannot be timed."""
     engine, target = bundle.engine, runtime(bundle.manifest["target"])
+    if there and target.name in BUILT_THERE:
+        runner, source = BUILT_THERE[target.name]
+        files = {source: bundle.manifest["files"][source]}
+        shape = engine.inputs.shape
+        return Job(
+            name or bundle.name, runner, bundle.folder / source, {}, engine.inputs.name, shape, bundle.folder, files
+        )
     if not target.runner:
         raise MeasureError(f"{bundle.name}: this machine cannot time {target.name}: {target.runs_here()}")
     return Job(

@@ -250,12 +250,15 @@ class Engine:
 
 @dataclass(frozen=True)
 class Round:
-    """One fresh process: raw latencies of single inferences in milliseconds, and the conditions around them."""
+    """One fresh process: raw latencies of single inferences in milliseconds, and the conditions around them.
+
+    first_ms: the first inference; None where the runtime keeps it to itself.
+    """
 
     bundle: str
     samples_ms: tuple[float, ...]
     load_ms: float
-    first_ms: float
+    first_ms: float | None
     peak_memory_bytes: int
     loadavg: float
 

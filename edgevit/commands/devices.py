@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgevit.commands.terminal import named_value, print_json, print_table
+
+if TYPE_CHECKING:
+    from edgevit.devices.config import Device
+    from edgevit.devices.transport import PhoneTransport
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -70,15 +74,18 @@ def _check(arguments: argparse.Namespace) -> int:
     from edgevit.devices.config import find
     from edgevit.devices.remote import there
 
-    with there(find(arguments.name)) as session:
+    device = find(arguments.name)
+    if not hasattr(device.transport, "python"):
+        return _reach(device, arguments)
+    with there(device) as session:
         found = {"device": session.device(), "state": session.state(), **session.ask({"do": "probe"})}
         session.end()
     found["findings"] = findings(found)
     if arguments.json:
         print_json(found)
         return 0
-    device = found["device"]
-    print(f"{device['name']}: {device['model']}, {device['cpu']}, {device['os']}, Python {found['python']}")
+    about = found["device"]
+    print(f"{about['name']}: {about['model']}, {about['cpu']}, {about['os']}, Python {found['python']}")
     for what in ("runtimes", "programs"):
         print(f"{what:9} {', '.join(f'{name} {value}' for name, value in found[what].items() if value) or 'none'}")
     listed = (f"{name} ({why})" if why else name for name, why in found["collectors"].items())
@@ -88,14 +95,31 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _reach(device: Device, arguments: argparse.Namespace) -> int:
+    """A device that runs no Python: see that it is there."""
+    with device.transport.connect():
+        fake = cast("PhoneTransport", device.transport).stand_in()
+    text = f"nothing of edgevit measures behind transport {device.kind} yet: it runs programs and carries files"
+    if arguments.json:
+        about = {"name": device.name, "transport": device.kind}
+        print_json({"device": about, "fake": fake, "findings": [text]})
+        return 0
+    print(f"{device.name}: reached by {device.kind}{'; FAKE: by a stand-in' if fake else ''}")
+    print(f"finding   {text}")
+    return 0
+
+
 def findings(found: dict[str, Any]) -> list[str]:
     """What is missing on a device, and what to do about it."""
     runtimes, python = found["runtimes"], found["executable"]
     texts = []
-    if not any(runtimes[name] for name in ("onnxruntime", "openvino", "executorch")):
+    if (
+        not any(runtimes[name] for name in ("onnxruntime", "openvino", "executorch"))
+        and not found["programs"]["trtexec"]
+    ):
         texts.append(f"no runtime is installed: {python} -m pip install onnxruntime, there")
     if not runtimes["numpy"]:
-        texts.append(f"numpy is missing, which every runner needs: {python} -m pip install numpy, there")
+        texts.append(f"numpy is missing, which every runner but trtexec needs: {python} -m pip install numpy, there")
     if found["state"]["governor"] not in ("performance", "unknown"):
         texts.append(f"its CPU governor is {found['state']['governor']}: latencies will scatter")
     return texts

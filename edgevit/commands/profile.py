@@ -44,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     bundles = [Bundle.load(path) for path in arguments.bundles]
     against = Bundle.load(arguments.against) if arguments.against else None
     names = unique_names([*bundles, *([against] if against else [])])
-    jobs = [job(b, n) for b, n in zip(bundles, names, strict=False)]
+    there = device is not None
+    jobs = [job(b, n, there) for b, n in zip(bundles, names, strict=False)]
     options: dict[str, Any] = {"threads": arguments.threads}
     if arguments.rounds is not None:
         options["rounds"] = arguments.rounds
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.no_history:
         history.check()
     with progress() as show:
-        other = job(against, names[-1]) if against else None
+        other = job(against, names[-1], there) if against else None
         found = profile(jobs, other, BenchPlan(**options), show, device, wanted)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
