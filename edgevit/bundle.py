@@ -143,15 +143,16 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def staged(out: Path, force: bool) -> Iterator[Path]:
+def staged(out: Path, force: bool, mark: str = MANIFEST, what: str = "bundle") -> Iterator[Path]:
     """A new folder that becomes `out` when the block ends well, and vanishes when it does not.
 
-    An existing `out` is replaced only with `force`, and only at the very end. Raises BundleError, also for a full disk.
+    An existing `out` is replaced only with `force`, only if it is empty or holds the file `mark`, and only at the very
+    end. what: its name in errors. Raises BundleError, also for a full disk.
     """
     if out.exists() and not force:
         raise BundleError(f"{out} exists; give another -o, or --force to replace it")
-    if out.exists() and not (out.is_dir() and ((out / MANIFEST).exists() or not any(out.iterdir()))):
-        raise BundleError(f"{out} exists and is not a bundle; --force replaces bundles only")
+    if out.exists() and not (out.is_dir() and ((out / mark).exists() or not any(out.iterdir()))):
+        raise BundleError(f"{out} exists and is no {what}; --force replaces {what}s only")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))

@@ -19,6 +19,7 @@ VERBS = {
     "export": "compile a model for a target: reduce its tokens, quantize it, check it",
     "eval": "accuracy of compiled bundles on labelled images",
     "profile": "latency of bundles, on this machine or on a device",
+    "embed": "put a bundle into an app: loader, preprocessing, test vectors",
     "inspect": "tokens per block, MACs, operators, picture of kept tokens",
     "targets": "what can be built and run here, and how to get the rest",
     "methods": "the token reduction methods and what they need",
@@ -28,7 +29,7 @@ VERBS = {
     "doctor": "this machine and its packages, as edgevit sees them",
     "demo": "the whole pipeline on the embedded model and images",
 }
-PLANNED = ("tune", "embed")
+PLANNED = ("tune",)
 
 
 def parser(verb: str | None = None) -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ EdgeVitError                     one line on stderr, exit 1
 ├── QuantError                   quantization cannot start or cannot finish
 ├── RuntimeRefusal               a target cannot build or run this
 ├── BundleError                  a bundle is broken, or its place cannot be written
+├── EmbedError                   a bundle does not fit the app it is to be put in
 ├── MeasureError                 a latency measurement failed
 ├── MissingExtra                 a package is not installed; the text holds the pip line
 └── GateFailed                   exit 3: --max-drop or --min-speedup does not hold
@@ -56,6 +57,10 @@ class RuntimeRefusal(EdgeVitError):
 
 class BundleError(EdgeVitError):
     """A bundle is incomplete, altered or cannot be written."""
+
+
+class EmbedError(EdgeVitError):
+    """A bundle does not fit the app it is to be put in."""
 
 
 class MeasureError(EdgeVitError):

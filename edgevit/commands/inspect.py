@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from edgevit.commands.terminal import add_model_flags, print_json, print_table
+from edgevit.commands.terminal import add_model_flags, bytes_text, print_json, print_table
 from edgevit.errors import DataError, UnsupportedModel
 
 
@@ -45,11 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _sizes(found: dict[str, Any]) -> dict[str, str]:
-    return {k: _size(v) if isinstance(v, int) else str(v or "unknown") for k, v in found.items()}
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+    return {k: bytes_text(v) if isinstance(v, int) else str(v or "unknown") for k, v in found.items()}
 
 
 def _text(value: Any) -> str:

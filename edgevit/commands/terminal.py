@@ -96,6 +96,15 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-pickle", action="store_true", help="unpickle a whole module: runs code from the file")
 
 
+def bytes_text(count: int) -> str:
+    """Bytes for a person.
+
+    >>> bytes_text(4_200_000), bytes_text(4_200)
+    ('4.2 MB', '4.2 kB')
+    """
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
 def print_table(table: Any) -> None:
     """A rich table on standard output, wide enough for its columns when that is no terminal."""
     from rich.console import Console

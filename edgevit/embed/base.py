@@ -1,0 +1,57 @@
+"""What an app must offer, and what every app is given."""
+
+from __future__ import annotations
+
+from importlib import metadata, resources
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edgevit.bundle import Bundle
+
+BUNDLE, GOLDEN = "bundle", "golden"
+
+
+class App(Protocol):
+    """One kind of app: its files around a copy of the bundle and the golden vectors."""
+
+    name: str
+    targets: tuple[str, ...]
+    """Whose bundles it runs."""
+    images: str
+    """Suffix of the golden images: one the platform decodes without loss and without help."""
+
+    def write(self, bundle: Bundle, folder: Path) -> None:
+        """Write the loader into `folder`, which holds the bundle and the golden vectors. Raises EmbedError."""
+
+    def runtime_bytes(self, bundle: Bundle) -> int | None:
+        """Size of the runtime the app needs beside itself; None where this machine does not have it."""
+
+
+def template(package: str, name: str) -> str:
+    """Text of a template."""
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write with the line ends of every platform's tools, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def filled(text: str, values: Mapping[str, object]) -> str:
+    """Replace each `$name`; an unknown one is an error."""
+    return Template(text).substitute(values)
+
+
+def installed_bytes(package: str) -> int | None:
+    """Bytes of an installed Python package's own files; None where it is not installed."""
+    try:
+        files = metadata.distribution(package).files or []
+    except metadata.PackageNotFoundError:
+        return None
+    paths = [Path(str(f.locate())) for f in files]
+    return sum(p.stat().st_size for p in paths if p.is_file())

@@ -1,0 +1,90 @@
+"""Bundles of the demo model, and scenes to classify."""
+
+import json
+
+import pytest
+
+from edgevit.data import read_dataset
+from edgevit.embed.write import embed
+from edgevit.evaluate import evaluate
+from edgevit.pipeline import ExportSettings, export
+
+COUNT = 50
+PACKAGE = {"ort": "onnxruntime", "openvino": "openvino", "executorch": "executorch", "coreai": "coreai"}
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """The first scenes of the demo's evaluation, and its calibration table."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("timm")
+    from edgevit.demo.scenes import write_images
+
+    calib, table = write_images(tmp_path_factory.mktemp("scenes"))
+    return read_dataset(table).head(COUNT), calib
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory, scenes):
+    """Factory: a bundle of the demo model. Shared: copy it before changing it."""
+    made = {}
+
+    def get(target, precision="fp32", reduce="none"):
+        pytest.importorskip(PACKAGE[target])
+        key = target, precision, reduce
+        if key not in made:
+            out = tmp_path_factory.mktemp("bundle") / target
+            labels = out.with_name("names.txt")
+            labels.write_text("".join(f"digit {i}\n" for i in range(10)))
+            made[key] = export(
+                ExportSettings(
+                    model="demo", target=target, out=out, reduce=reduce, precision=precision, labels=labels,
+                    calib=scenes[1] if precision.startswith("int8") else None,
+                )
+            ).bundle  # fmt: skip
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def evaluated(demo_bundle, scenes):
+    """Factory: the classes that `edgevit eval` predicts with a bundle."""
+    return lambda *which: list(evaluate(demo_bundle(*which), scenes[0]).predicted)
+
+
+@pytest.fixture
+def made(tmp_path, demo_bundle):
+    """Factory: an app folder of a bundle, to run or to spoil."""
+
+    def write(app, *which):
+        embed(demo_bundle(*which).folder, app, tmp_path / "app")
+        return tmp_path / "app"
+
+    return write
+
+
+def change(bundle, edit):
+    """Edit a manifest in place."""
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def rehashed(bundle, name, data):
+    """Replace a file and its sha256: what only the engine itself can notice."""
+    import hashlib
+
+    (bundle / name).write_bytes(data)
+    change(bundle, lambda m: m["files"].update({name: hashlib.sha256(data).hexdigest()}))
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def shorten(path):
+    path.write_bytes(path.read_bytes()[:-100])
