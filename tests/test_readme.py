@@ -16,7 +16,7 @@ def command_lines():
         for block in re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 if line.startswith("edgevit "):
-                    words = shlex.split(line, comments=True)
+                    words = shlex.split(line.partition(" > ")[0], comments=True)
                     yield pytest.param(words[1:], id=f"{page.name}: {' '.join(words[1:])[:70]}")
 
 
