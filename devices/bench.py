@@ -83,13 +83,17 @@ def profile(
         MeasureError: a runner failed, another session runs on that machine, it cannot be reached, or the jobs do not
             make sense.
     """
-    plan = plan or BenchPlan()
+    plan, setup = plan or BenchPlan(), setup or Setup()
     _check(jobs, against)
+    if device is None and setup.hold:
+        raise MeasureError(
+            f"holding {', '.join(setup.hold)} needs --device NAME; for this machine, add one of transport local"
+        )
     slots = order(jobs, against, plan.rounds)
     rounds: list[Round] = []
     records: list[Mapping[str, Any]] = []
-    with _opened(device, [*jobs, *([against] if against else [])]) as session:
-        session.prepare(setup or Setup())
+    with opened(device, [*jobs, *([against] if against else [])]) as session:
+        session.prepare(setup)
         about, before = session.device(), session.state()
         built = _build(session, [*jobs, *([against] if against else [])], plan, before["usable_cores"], progress)
         for number, slot in enumerate(slots):
@@ -144,13 +148,18 @@ def _build(
     for name, job in todo.items():
         if progress:
             progress(f"build {name}", 0, 1)
-        request = {**_job_json(job, plan, -1, cores, session.engine(job)), "min_samples": 0}
+        request = build_request(job, plan, cores, session.engine(job))
         record = session.run(request, f"{name}: building on the device", BUILD_LIMIT_S)
         found[name] = {**record["built"], "attention": record["attention"]}
     return {"built": found} if found else {}
 
 
-def _opened(device: Device | None, jobs: Sequence[Job]) -> AbstractContextManager[Session]:
+def build_request(job: Job, plan: BenchPlan, cores: int, engine: str) -> dict[str, Any]:
+    """What a runner is asked that shall not sample; cores, engine: as for a round."""
+    return {**_job_json(job, plan, -1, cores, engine), "min_samples": 0}
+
+
+def opened(device: Device | None, jobs: Sequence[Job]) -> AbstractContextManager[Session]:
     """The session on a device, or here."""
     if device is None:
         return here()

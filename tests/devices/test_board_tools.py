@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from edgevit.devices import bench, config, plan, remote
 from edgevit.devices.bench import BenchPlan, Job
+from edgevit.devices.lock import session_lock
 from edgevit.devices.plan import Setup
 from edgevit.errors import MeasureError
 
@@ -174,8 +176,9 @@ def test_what_cannot_be_restored_is_said_and_tried_again(jetson, device, job):
     assert clocks(jetson) == FREE
 
 
-def test_holding_clocks_of_this_machine_wants_a_device(job):
-    with pytest.raises(MeasureError, match="needs --device NAME"):
+def test_holding_clocks_of_this_machine_wants_a_device(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with session_lock(), pytest.raises(MeasureError, match="needs --device NAME"):  # said before the lock is asked for
         bench.profile([job], None, QUICK, setup=LOCK)
 
 

@@ -1,0 +1,152 @@
+"""Can `edgevit profile` be trusted: no difference where there is none, a true one of 5 % found, and nothing added.
+
+    python benchmarks/ab.py -o DIR [--repetitions 20] [--rounds 12] [--threads 1]
+
+Three demonstrations on this machine, in ONNX Runtime, with random weights (time does not depend on them):
+
+    A/A       one engine against its own copy: the 95 % interval of the speedup excludes 1 at most twice in 20
+    A/B       against a model with one small block more, about 5 %: found, and its direction, 18 times in 20
+    overhead  a bare onnxruntime loop beside it, in turns: medians within 2 %
+
+Each repetition is a line of JSON in DIR/ab.jsonl; the summary is printed. Exit 1 where one does not hold. Only on a
+machine with nothing else running: it takes some 2 minutes a repetition with the defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgevit.devices.plan import BenchPlan, Job
+
+DEPTH, WIDTH, SIZE = 20, 192, 160
+"""Twenty equal blocks: one more is 5 % of the blocks' time."""
+MOST_FALSE, LEAST_FOUND = 0.1, 0.9
+OVERHEAD = 0.02
+
+BARE = """
+import json, sys, time
+import numpy as np, onnxruntime as ort
+path, size, threads, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+options = ort.SessionOptions()
+options.intra_op_num_threads = threads
+session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+feed = {"images": np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32)}
+end = time.perf_counter() + 0.5
+while time.perf_counter() < end:
+    session.run(None, feed)
+samples = []
+end = time.perf_counter() + seconds
+while time.perf_counter() < end:
+    start = time.perf_counter_ns()
+    session.run(None, feed)
+    samples.append((time.perf_counter_ns() - start) / 1e6)
+print(json.dumps(samples))
+"""
+"""What anyone would write."""
+
+
+def build(folder: Path, depth: int) -> Path:
+    """The engine of a plain Vision Transformer with so many blocks."""
+    import torch
+    from timm.models.vision_transformer import VisionTransformer
+
+    from edgevit.export.to_onnx import to_onnx
+    from edgevit.export.trace import trace
+    from edgevit.stages import InputSpec
+
+    path = folder / f"depth{depth}.onnx"
+    if not path.exists():
+        torch.manual_seed(0)
+        model = VisionTransformer(img_size=SIZE, embed_dim=WIDTH, depth=depth, num_heads=3, num_classes=10).eval()
+        to_onnx(trace(model, InputSpec(1, SIZE, SIZE)), path)
+    return path
+
+
+def job(name: str, engine: Path) -> Job:
+    """As the bare loop opens it: no options."""
+    from edgevit.devices.plan import Job
+
+    return Job(name, "ort", engine, {}, "images", (1, 3, SIZE, SIZE))
+
+
+def compare(base: Path, other: Path, plan: BenchPlan) -> dict[str, Any]:
+    """`other` against `base`: ratio (below 1: slower), interval, noise floor, and what profile says of it."""
+    from edgevit.devices.bench import profile
+
+    found = profile([job("B", other)], job("A", base), plan).speedups()["B"]
+    return {
+        "ratio": found.ratio,
+        "ci95": list(found.ci95),
+        "noise_floor": found.noise_floor,
+        "differs": found.differs,
+        "excludes_1": None not in found.ci95 and not found.ci95[0] <= 1 <= found.ci95[1],
+    }
+
+
+def overhead(engine: Path, plan: BenchPlan) -> dict[str, Any]:
+    """Through the whole stack and bare, in turns; each median of round medians."""
+    from edgevit.devices.bench import profile
+    from edgevit.devices.lock import session_lock
+    from edgevit.devices.plan import BenchPlan
+
+    one = BenchPlan(rounds=1, threads=plan.threads)
+    command = [sys.executable, "-c", BARE, str(engine), str(SIZE), str(plan.threads), str(one.min_seconds)]
+    stack, bare = [], []
+    for turn in range(plan.rounds):
+        for what in ("stack", "bare") if turn % 2 == 0 else ("bare", "stack"):
+            if what == "stack":
+                stack.append(median(profile([job("A", engine)], None, one).measurement.rounds[0].samples_ms))
+            else:
+                with session_lock():
+                    done = subprocess.run(command, capture_output=True, text=True, check=True)
+                bare.append(median(json.loads(done.stdout)))
+    return {"stack_ms": median(stack), "bare_ms": median(bare), "overhead": median(stack) / median(bare) - 1}
+
+
+def main() -> int:
+    """Measure, print, judge."""
+    parser = argparse.ArgumentParser(description="A/A, A/B and overhead of edgevit profile")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--repetitions", type=int, default=20, metavar="N")
+    parser.add_argument("--rounds", type=int, default=12, metavar="N")
+    parser.add_argument("--threads", type=int, default=1, metavar="N")
+    arguments = parser.parse_args()
+    from edgevit.devices.plan import BenchPlan
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    plan = BenchPlan(rounds=arguments.rounds, threads=arguments.threads)
+    base, more = build(arguments.out, DEPTH), build(arguments.out, DEPTH + 1)
+    copy = arguments.out / "copy.onnx"
+    shutil.copyfile(base, copy)
+    rows = []
+    for number in range(arguments.repetitions):
+        row = {"repetition": number, "aa": compare(base, copy, plan), "ab": compare(base, more, plan)}
+        rows.append(row | {"overhead": overhead(base, BenchPlan(rounds=2, threads=arguments.threads))})
+        with open(arguments.out / "ab.jsonl", "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(rows[-1]) + "\n")
+    return judge(rows)
+
+
+def judge(rows: list[dict[str, Any]]) -> int:
+    """Print what was found; 1 where something does not hold."""
+    false = sum(row["aa"]["excludes_1"] for row in rows)
+    found = sum(bool(row["ab"]["differs"]) and row["ab"]["ratio"] < 1 for row in rows)
+    added = median(row["overhead"]["overhead"] for row in rows)
+    effect = 1 / median(row["ab"]["ratio"] for row in rows) - 1
+    print(f"A/A: {false} of {len(rows)} intervals exclude 1 (at most {MOST_FALSE:.0%})")
+    print(f"A/B: {found} of {len(rows)} found (at least {LEAST_FOUND:.0%}); the effect is {effect:.1%}")
+    print(f"overhead: {added:+.2%} against a bare loop (within {OVERHEAD:.0%})")
+    holds = false <= MOST_FALSE * len(rows) and found >= LEAST_FOUND * len(rows) and abs(added) <= OVERHEAD
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
