@@ -36,6 +36,7 @@ ADAPTERS = {
     "timm EfficientFormer": "edgevit.adapters.timm_efficientformer:adapt",
     "timm MobileViT": "edgevit.adapters.timm_mobilevit:adapt",
     "trained with their reduction: DynamicViT, SiT, STViT-R, LookupViT, DTEM, DToP": "edgevit.adapters.trained:adapt",
+    "plain ViT in an ONNX file": "edgevit.adapters.foreign:adapt",
 }
 
 IDENTITY_TOLERANCE = 1e-5  # relative to the largest output; float32 reassociation stays below 1e-6

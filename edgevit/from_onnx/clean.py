@@ -21,6 +21,7 @@ PASSES = {
     "fix_shapes": "edgevit.from_onnx.fix_shapes:fix_shapes",  # what follows asks for shapes
     "drop_identities": "edgevit.from_onnx.drop_identities:drop_identities",  # patterns need not look through them
     "unflatten_softmax": "edgevit.from_onnx.unflatten_softmax:unflatten_softmax",  # before attention is looked for
+    "drop_open_masks": "edgevit.from_onnx.drop_open_masks:drop_open_masks",
     "fuse_layer_norm": "edgevit.from_onnx.fuse_layer_norm:fuse_layer_norm",
     "fuse_gelu": "edgevit.from_onnx.fuse_gelu:fuse_gelu",
     "fuse_attention": "edgevit.from_onnx.fuse_attention:fuse_attention",  # onnx infers no shape behind our operators

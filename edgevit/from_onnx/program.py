@@ -167,37 +167,43 @@ class Steps(nn.Module):
                 self.drops[i].append(name)
         for node in graph.node:
             kind = Branches if node.op_type == "If" else Step
-            self.add_module(self._unique(node), kind(node, opset, constants))
-
-    def _unique(self, node: onnx.NodeProto) -> str:
-        """A module's name from a node's: no dots, none twice."""
-        name = label(node).strip("/").replace("/", "_").replace(".", "_").replace("::", "_") or node.op_type
-        unique, i = name, 1
-        while unique in self._modules or hasattr(self, unique):
-            unique, i = f"{name}_{i}", i + 1
-        return unique
+            self.add_module(unique_name(self, node), kind(node, opset, constants))
 
     def forward(self, values: Values, seen: Seen | None = None) -> None:
         """Add what the nodes compute to `values`, and drop what nobody reads any more."""
         values.update(self.own)
         for step, drops in zip(self.children(), self.drops, strict=True):
-            node: Any = step.node
-            given = [values.get(name) if name else None for name in node.input]
-            try:
-                results = step(given[0], values) if isinstance(step, Branches) else step(given)
-            except FAILURES as error:
-                raise LoadError(f"node {label(node)} ({node.op_type}): {first_line(error)}") from error
-            for name, result in zip(node.output, results, strict=False):
-                if not name:
-                    continue
-                if result is None or math.prod(result.shape) > MOST_ELEMENTS:
-                    what = "is not computed" if result is None else f"has {math.prod(result.shape):,} numbers"
-                    raise LoadError(f"node {label(node)} ({node.op_type}): output {name} {what}")
-                values[name] = result
-                if seen is not None:
-                    seen[name] = result if isinstance(result, np.ndarray) else tuple(int(s) for s in result.shape)
+            compute(step, values, seen)
             for name in drops:
                 values.pop(name, None)
+
+
+def unique_name(module: nn.Module, node: onnx.NodeProto) -> str:
+    """A child's name from a node's: no dots, none twice."""
+    name = label(node).strip("/").replace("/", "_").replace(".", "_").replace("::", "_") or node.op_type
+    unique, i = name, 1
+    while unique in module._modules or hasattr(module, unique):
+        unique, i = f"{name}_{i}", i + 1
+    return unique
+
+
+def compute(step: nn.Module, values: Values, seen: Seen | None = None) -> None:
+    """Add what a step computes from `values` to them. Raises LoadError with the node's name."""
+    node: Any = step.node
+    given = [values.get(name) if name else None for name in node.input]
+    try:
+        results = step(given[0], values) if isinstance(step, Branches) else step(given)
+    except FAILURES as error:
+        raise LoadError(f"node {label(node)} ({node.op_type}): {first_line(error)}") from error
+    for name, result in zip(node.output, results, strict=False):
+        if not name:
+            continue
+        if result is None or math.prod(result.shape) > MOST_ELEMENTS:
+            what = "is not computed" if result is None else f"has {math.prod(result.shape):,} numbers"
+            raise LoadError(f"node {label(node)} ({node.op_type}): output {name} {what}")
+        values[name] = result
+        if seen is not None:
+            seen[name] = result if isinstance(result, np.ndarray) else tuple(int(s) for s in result.shape)
 
 
 class ForeignModel(nn.Module):
@@ -213,11 +219,7 @@ class ForeignModel(nn.Module):
 
     def forward(self, images: Tensor, seen: Seen | None = None) -> Tensor:
         """The model's output. seen: takes note of every value. Raises GraphError for another batch than the file's."""
-        if self.batch is not None and images.shape[0] != self.batch:
-            raise GraphError(
-                f"{self.file} was exported for batch {self.batch}, and gets {images.shape[0]}; pass --batch "
-                f"{self.batch}, or export it with a dynamic batch"
-            )
+        self.check_batch(images)
         values: Values = {self.ends.image: images.permute(0, 2, 3, 1) if self.ends.last else images}
         self.graph(values, seen)
         output = values.get(self.ends.output)
@@ -225,6 +227,14 @@ class ForeignModel(nn.Module):
             shape = None if output is None else tuple(output.shape)
             raise LoadError(f"{self.file}: output {self.ends.output} has the shape {shape}; expected [batch, ...]")
         return output
+
+    def check_batch(self, images: Tensor) -> None:
+        """Raise GraphError for another batch than the file's."""
+        if self.batch is not None and images.shape[0] != self.batch:
+            raise GraphError(
+                f"{self.file} was exported for batch {self.batch}, and gets {images.shape[0]}; pass --batch "
+                f"{self.batch}, or export it with a dynamic batch"
+            )
 
 
 def build(foreign: Foreign) -> ForeignModel:

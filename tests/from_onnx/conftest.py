@@ -45,7 +45,9 @@ def exported(tmp_path):
 
     def write(module, opset, dynamo, dynamic=True, size=SIZE, dtype=torch.float32):
         path = tmp_path / "exported.onnx"
-        images = torch.zeros(2 if dynamic and dynamo else 1, 3, size, size, dtype=dtype)
+        images = torch.zeros(
+            2 if dynamic and dynamo else 1, 3, *(size if isinstance(size, tuple) else (size, size)), dtype=dtype
+        )
         options = {"dynamo": dynamo, "opset_version": opset, "input_names": ["pixels"], "output_names": ["scores"]}
         if dynamo:
             options["dynamic_shapes"] = ({0: torch.export.Dim("batch")},) if dynamic else None

@@ -247,3 +247,19 @@ def test_one_of_several_outputs_is_named(onnx_file):
     with pytest.raises(LoadError, match="did you mean features"):
         fix_input(read(onnx_file(text)), None, "feature")
     assert fix_input(read(onnx_file(text)), None, "features").ends.output == "features"
+
+
+@pytest.mark.parametrize(("mask", "left"), [("{1, 1}", 1), ("{1, 0}", 0)])
+def test_drop_open_masks(onnx_file, mask, left):
+    path = onnx_file(f"""
+        g (float[2, 2] x) => (float[2, 2] y)
+        <bool[1, 2] open = {mask}, int64[2] all = {{2, 2}}, float z = {{0}}, float low = {{-1e38}}>
+        {{
+            e = Expand(open, all) w = Where(e, z, low) a = Add(x, w)
+            s = Softmax(a) n = IsNaN(s) q = Where(n, z, s) y = Neg(q)
+        }}""")
+    foreign = read(path)
+    assert named(PASSES["drop_open_masks"])(foreign) == 2 * left
+    drop_unread(foreign)
+    kept = ["Softmax", "Neg"] if left else ["Expand", "Where", "Add", "Softmax", "IsNaN", "Where", "Neg"]
+    assert [n.op_type for n in foreign.model.graph.node] == kept

@@ -1,0 +1,126 @@
+"""How heads lie in the output of a Linear and in front of the next one: found by sending numbers through the moves.
+
+Exporters write the same transposition in a dozen ways. What is sent through says where each number went: every element
+carries its place as its value, so no way needs a pattern.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edgevit.errors import LoadError
+from edgevit.from_onnx.dataflow import is_linear
+from edgevit.from_onnx.editing import OWN, attribute
+from edgevit.from_onnx.program import compute
+
+if TYPE_CHECKING:
+    from edgevit.from_onnx.dataflow import Dataflow, Segment
+
+NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "LpNormalization")
+MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+EXACT = 1e-6  # of a place number, behind a factor that float32 rounded
+
+
+@dataclass(frozen=True)
+class Part:
+    """Queries, keys or values: `factor` times rows `[H, d]` of a Linear's output, behind a norm over d or none."""
+
+    linear: Any
+    rows: np.ndarray
+    factor: float
+    norm: Segment | None
+
+
+def part(flow: Dataflow, attention: Any, place: int) -> Part:
+    """Input `place` (0 queries, 1 keys, 2 values) of an attention. Raises UnsupportedModel."""
+    value, what = attention.node.input[place], ("queries", "keys", "values")[place]
+    steps, linears = _above(flow, value)
+    if len(linears) != 1:
+        flow.refuse(attention, f"its {what} are made by {len(linears)} Linears; one was expected")
+    linear = linears[0]
+    width, shape = int(linear.operand1.shape[0]), flow.shapes[linear.node.output[0]]
+    norms = [step for step in steps if step.node.op_type in NORMS]
+    if len(norms) > 1 or len(shape) != 3:
+        flow.refuse(
+            attention, f"its {what} have {len(norms)} norms behind a Linear [B, N, C]; at most one was expected"
+        )
+    tokens = shape[1]
+    rows = torch.arange(width, dtype=torch.float64).expand(1, tokens, width)
+    places = rows + width * torch.arange(tokens, dtype=torch.float64)[:, None]
+    zero, one, sent = (_heads(flow, attention, place, steps, linear, x) for x in (0 * rows, 0 * rows + 1, places))
+    factor = float(one.reshape(-1)[0])
+    heads, _, size = sent.shape
+    index = np.rint(sent[:, 0] / (factor or 1.0)).astype(np.int64)  # [H, d]
+    want = factor * (index[:, None, :] + width * np.arange(tokens)[None, :, None])
+    straight = sent.shape[1] == tokens and np.allclose(sent, want, rtol=EXACT, atol=EXACT)
+    if zero.any() or not factor or not np.allclose(one, factor, rtol=EXACT, atol=0) or not straight:
+        flow.refuse(
+            attention,
+            f"its {what} [H={heads}, d={size}] are not a Linear's rows, each token its own: a bias or a rotation of "
+            "positions lies between",
+        )
+    norm = norms[0] if norms else None
+    return Part(linear, index, factor, norm and flow.segment((norm.node.input[0],), norm.node.output[0]))
+
+
+def _above(flow: Dataflow, value: str) -> tuple[list[Any], list[Any]]:
+    """The steps between a value and the Linears that it is made of, in order, and those Linears."""
+    found: set[int] = set()
+    linears: dict[int, Any] = {}
+    wanted = [value]
+    while wanted:
+        place = flow.made.get(wanted.pop())
+        if place is None or place in found:
+            continue
+        step = flow.steps[place]
+        if is_linear(step):
+            linears[place] = step
+            continue
+        found.add(place)
+        wanted.extend(flow.tensors(step))
+    return [flow.steps[i] for i in sorted(found)], list(linears.values())
+
+
+def _heads(flow: Dataflow, attention: Any, place: int, steps: list[Any], linear: Any, sent: torch.Tensor) -> np.ndarray:
+    """`[1, N, C]` for a Linear's output → `[H, N, d]` as the attention gets it; norms are passed by."""
+    values: dict[str, Any] = {n: v for n, v in flow.seen[0].items() if isinstance(v, np.ndarray)}
+    values[linear.node.output[0]] = sent
+    for step in steps:
+        if step.node.op_type in NORMS:
+            values[step.node.output[0]] = values[step.node.input[0]]
+            continue
+        try:
+            compute(step, values)
+        except LoadError as error:
+            flow.refuse(step, f"it does not move the numbers of a Linear alone ({error})")
+    got: torch.Tensor = values[attention.node.input[place]]
+    if attention.node.domain == OWN and place == 1:
+        got = got.transpose(-2, -1)
+    if got.ndim == 3:
+        count = attribute(attention.node, "kv_num_heads" if place else "q_num_heads")
+        got = got.unflatten(-1, (int(count), -1)).transpose(1, 2)
+    return got[0].numpy()
+
+
+def joined(flow: Dataflow, attention: Any, heads: int) -> str:
+    """The value `[1, N, H * d]` that the attention's output becomes, heads side by side. Raises UnsupportedModel."""
+    value = start = attention.node.output[0]
+    shape = flow.shapes[value]
+    steps = []
+    while len(flow.readers.get(value, [])) == 1 and flow.readers[value][0].node.op_type in MOVES:
+        steps.append(flow.readers[value][0])
+        value = steps[-1].node.output[0]
+    tokens, size = (shape[2], shape[3]) if len(shape) == 4 else (shape[1], shape[2] // heads)
+    want = torch.arange(tokens * heads * size, dtype=torch.float64).reshape(1, tokens, heads * size)
+    sent = want if len(shape) == 3 else want.unflatten(-1, (heads, size)).transpose(1, 2)
+    values: dict[str, Any] = {n: v for n, v in flow.seen[0].items() if isinstance(v, np.ndarray)}
+    values[start] = sent
+    for step in steps:
+        compute(step, values)
+    if values[value].shape != want.shape or not torch.equal(values[value], want):
+        flow.refuse(attention, f"its heads are not put side by side, [B, {tokens}, {heads * size}], by what follows")
+    return str(value)
