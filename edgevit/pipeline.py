@@ -15,6 +15,7 @@ from edgevit.load import load
 from edgevit.manifest import copy_labels, make_manifest
 from edgevit.quant.scheme import OTHERS
 from edgevit.runtimes import runtime
+from edgevit.runtimes.cpu import unmeasured
 from edgevit.tokens.schedule import TokenSchedule, parse_schedule
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def export(settings: ExportSettings, progress: Progress = silent) -> Exported:
             from edgevit.gate import hold
 
             bundle, gate = hold(road, bundle, evaluation, settings, progress)
-        notes = road.reduced.notes if road.reduced else ()
+        notes = (*(road.reduced.notes if road.reduced else ()), *(unmeasured(precision) if gate is None else ()))
     return Exported(Bundle(settings.out, bundle.manifest), notes, gate)
 
 

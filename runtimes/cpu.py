@@ -21,3 +21,13 @@ def has_wide_sums() -> bool:
         return bool(set(CPUINFO.read_text().split()) & WIDE_SUMS)
     except OSError:
         return False
+
+
+def unmeasured(precision: str) -> tuple[str, ...]:
+    """Why an engine of this precision should be timed, where nobody asked for it."""
+    if precision != "int8+w7":
+        return ()
+    return (
+        "int8+w7 is for CPUs without 8-bit sums in 32 bits (VNNI, AMX), where int8 may be slower than float32: see "
+        "edgevit profile, or let --min-speedup decide",
+    )

@@ -136,6 +136,7 @@ def test_int8_on_openvino_has_7_bit_weights_where_sums_of_products_saturate(flag
     assert target.resolve("int8") == precision
     assert target.policy.quantizes("int8+w7").weight_bits == 7
     assert target.policy.quantizes("int8+fp32").weight_bits == 8
+    assert any("--min-speedup" in note for note in cpu.unmeasured(precision)) == (precision == "int8+w7")
 
 
 @pytest.mark.parametrize(
