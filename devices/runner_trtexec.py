@@ -2,8 +2,8 @@
 
 Python 3.9 or later, standard library; files of edgevit/devices lie beside it. The job's engine is an ONNX file; the
 engine is built once on the device and kept in the job's `cache`, by content, device and version. A job with
-`"min_samples": 0` only builds. It writes one JSON record with the raw samples, trtexec's GPU times, to `out`.
-On an error: one line on stderr, exit status 1, no record.
+`"min_samples": 0` only builds, one with `times` times single layers. It writes one JSON record with the raw samples,
+trtexec's GPU times, to `out`. On an error: one line on stderr, exit status 1, no record.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edgevit.devices import trtexec  # noqa: E402
 from edgevit.devices.collect import is_fake  # noqa: E402
 from edgevit.devices.conditions import read_text  # noqa: E402
 from edgevit.devices.engine_cache import engine_key  # noqa: E402
-from edgevit.devices.trt_layers import read_layers  # noqa: E402
+from edgevit.devices.trt_layers import read_layers, read_profile  # noqa: E402
 from edgevit.devices.trtexec_log import failure, parse_log, read_times  # noqa: E402
 from edgevit.errors import MeasureError  # noqa: E402
 
@@ -115,6 +115,15 @@ def attention(layers: Path) -> dict[str, Any]:
     return {"layers": len(found.names), "fused": len(found.fused), "softmax": len(found.softmax)}
 
 
+def layers(program: str, folder: Path) -> list[Any]:
+    """name, operator and milliseconds of each layer. Raises MeasureError."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "profile.json"
+        run(trtexec.profile_command(program, str(folder / "model.plan"), str(out)))
+        text = out.read_text("utf-8", "replace")
+    return list(map(list, read_profile(text, read_layers((folder / "layers.json").read_text("utf-8", "replace")))))
+
+
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """The whole round: build or find the engine, then one process of trtexec. Raises MeasureError."""
     onnx, options = Path(job["engine"]), {k: v for k, v in job["options"].items() if k != "threads"}
@@ -139,6 +148,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "placement": [how["device"]],
         "job": job,
     }
+    if "times" in job:
+        return {**facts, "samples_ms": [], "layers": layers(program, folder)}
     if not job["min_samples"]:
         return {**facts, "samples_ms": []}
     with tempfile.TemporaryDirectory() as scratch:

@@ -14,6 +14,11 @@ SOFTMAX = re.compile(r"softmax|SubExp", re.IGNORECASE)
 """By its name, or as Myelin names what it made of one: `__myl_AddMaxrSubExpSum_...`."""
 ORIGIN = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|$)")
 
+PROFILED = re.compile(
+    r'"name"\s*:\s*"(.*?)"\s*,\s*"timeMs"\s*:[^,}]*,\s*"averageMs"\s*:\s*([\d.e+-]+)'
+    r'(?:\s*,\s*"medianMs"\s*:\s*([\d.e+-]+))?'
+)
+
 
 @dataclass(frozen=True)
 class Layers:
@@ -42,6 +47,21 @@ def read_layers(text: str) -> Layers:
     softmax = [row["Name"] for row in rows if SOFTMAX.search(_kernel(row)) and row["Name"] not in fused]
     sources = {row["Name"]: _sources(row) for row in rows}
     return Layers(tuple(row["Name"] for row in rows), tuple(fused), tuple(softmax), sources)
+
+
+def read_profile(text: str, layers: Layers) -> list[tuple[str, str, float]]:
+    """`--exportProfile` → name, operator and milliseconds of each layer, named by the first ONNX node it computes.
+
+    Its names are not escaped, so it is no JSON. Raises MeasureError.
+    """
+    found = []
+    for name, average, median in PROFILED.findall(text):
+        source = next(iter(layers.sources.get(name, ())), name)
+        operator = re.sub(r"^node_|(_\d+)+$", "", source.rpartition("/")[2])
+        found.append((source, operator, float(median or average)))
+    if not found:
+        raise MeasureError("this is no --exportProfile of trtexec: no row has averageMs")
+    return found
 
 
 def fused_attention(layers: Layers, blocks: int) -> str | None:

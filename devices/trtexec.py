@@ -90,6 +90,11 @@ def build_command(
     return command
 
 
+def profile_command(trtexec: str, plan: str, profile: str) -> list[str]:
+    """Time every layer, into the file `profile` (`edgevit.devices.trt_layers.read_profile`); it slows the engine."""
+    return [trtexec, f"--loadEngine={plan}", "--dumpProfile", f"--exportProfile={profile}", "--iterations=200"]
+
+
 def measure_command(
     trtexec: str, version: Version, plan: str, times: str, seconds: float = 5, transfers: bool = False
 ) -> list[str]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 from pathlib import Path
+from typing import Any
 
 from edgevit.errors import GraphError, missing_extra
 from edgevit.export.gate import check_onnx
 from edgevit.export.pack_int4 import pack_int4
+from edgevit.places import Placer, restore
 from edgevit.quiet import quiet
 from edgevit.stages import Graph
 
 OPSET = 20  # ONNX Runtime 1.31 builds an invalid QuantizeLinear from int8 activations at opset >= 21
 OPSET_NEW_TYPES = 21  # the first with 16 bits, 4 bits and groups
+SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
 
 
 def to_onnx(graph: Graph, path: Path) -> None:
@@ -27,6 +31,7 @@ def to_onnx(graph: Graph, path: Path) -> None:
 
     from edgevit.export.onnx_operators import TRANSLATIONS
 
+    restore(graph.program)
     with quiet("onnxscript", "onnx_ir", "torch.onnx"), contextlib.redirect_stdout(io.StringIO()):
         written = torch.onnx.export(
             graph.program,
@@ -40,6 +45,7 @@ def to_onnx(graph: Graph, path: Path) -> None:
         )
     assert written is not None
     model = written.model_proto
+    _name_by_place(model)
     pack_int4(model)
     if model.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF:
         raise GraphError(f"{path.name} would be larger than 2 GiB, which one ONNX file cannot hold")
@@ -52,6 +58,16 @@ def to_onnx(graph: Graph, path: Path) -> None:
     del model.metadata_props[:], model.graph.metadata_props[:]
     onnx.save(model, path)
     check_onnx(path)
+
+
+def _name_by_place(model: Any) -> None:
+    """Node names begin with their place in the model: runtimes that time layers give it back (`edgevit.places`)."""
+    placer = Placer()
+    for node in model.graph.node:
+        known = {entry.key: entry.value for entry in node.metadata_props}
+        if SCOPES in known:  # paths from the outermost module to the operator itself
+            paths, classes = (ast.literal_eval(known[key]) for key in (SCOPES, CLASSES))
+            node.name = f"{placer.place(paths[-2] if len(paths) > 1 else '', classes)}/{node.name}"
 
 
 def _has_new_types(graph: Graph) -> bool:

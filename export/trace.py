@@ -8,6 +8,7 @@ from edgevit.errors import EdgeVitError, GraphError
 from edgevit.export.gate import check_program
 from edgevit.export.idle_masks import drop_idle_masks
 from edgevit.export.inline_regions import inline_regions
+from edgevit.places import remember
 from edgevit.quiet import quiet
 from edgevit.stages import Checkpoint, Graph, InputSpec
 
@@ -58,6 +59,7 @@ def export_program(module: nn.Module, inputs: InputSpec) -> ExportedProgram:
             f"torch.export cannot trace {type(module).__name__} at {list(inputs.shape)}: {text}; it must be free of "
             "data-dependent control flow, and take exactly this input size"
         ) from error
+    remember(program, module.graph if isinstance(module, torch.fx.GraphModule) else None)
     inline_regions(program)
     drop_idle_masks(program)
     attend_in_four_dimensions(program)

@@ -94,8 +94,10 @@ class OpenVino:
         ov = _openvino()
         from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
+        from edgevit.places import places
         from edgevit.quant.decisions import deciding
         from edgevit.runtimes.ov_float32 import keep_float32
+        from edgevit.runtimes.ov_names import name_by_place
 
         extensions = _extensions() if isinstance(graph, QuantizedGraph) else None
         try:
@@ -112,6 +114,7 @@ class OpenVino:
         ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
         if _hint(precision) != "f32":
             keep_float32(folder / "model.xml", deciding(decoder.pt_module))
+        name_by_place(folder / "model.xml", places(decoder.pt_module.graph.nodes))
         files = ("model.xml", "model.bin")
         options = {"config": {"INFERENCE_PRECISION_HINT": _hint(precision), **LATENCY, **EXTRA.get(precision, {})}}
         return Engine(folder, self.name, str(ov.__version__), precision, files[0], files, graph.inputs, options)

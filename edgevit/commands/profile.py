@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgevit.commands.terminal import note, print_json, print_table, progress
+
+if TYPE_CHECKING:
+    from edgevit.devices.bench import BenchPlan
+    from edgevit.devices.config import Device
+    from edgevit.devices.plan import Job
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +30,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-collect", action="store_true", help="no power, heat and clocks beside the rounds")
     parser.add_argument(
         "-o", "--out", type=Path, metavar="DIR", help="folder for the full record, raw samples included"
+    )
+    parser.add_argument(
+        "--layers", action="store_true", help="instead: what single layers, blocks and reduction steps cost"
     )
     parser.add_argument("--no-history", action="store_true", help="do not keep it: see `edgevit history`")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -51,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         options["rounds"] = arguments.rounds
     hold = {"nvpmodel": arguments.power_mode} if arguments.power_mode else {}
     wanted = Setup({**hold, **({"clocks": "highest"} if arguments.lock_clocks else {})}, not arguments.no_collect)
+    if arguments.layers:
+        return _layers(jobs, BenchPlan(**options), device, arguments)
     if not arguments.no_history:
         history.check()
     with progress() as show:
@@ -63,6 +73,36 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.no_history:  # last: whatever is wrong there, the measurement is out
         engines = [*bundles, *([against] if against else [])]
         history.save(found, {name: about(bundle) for name, bundle in zip(names, engines, strict=True)})
+    return 0
+
+
+def _layers(jobs: list[Job], plan: BenchPlan, device: Device | None, arguments: argparse.Namespace) -> int:
+    """A table a bundle; the reduction steps last, by operator."""
+    from rich.table import Table
+
+    from edgevit.devices.layered import time_layers
+
+    with progress() as show:
+        found = time_layers(jobs, plan, show, device)
+    if arguments.json:
+        print_json({"layers": found})
+        return 0
+    for name, one in found.items():
+        fake = "FAKE " if one["fake"] else ""
+        shown = Table(
+            title=f"{fake}{name}: {one['runtime']} {one['runtime_version']}, {one['layers_ms']:.2f} ms in layers"
+        )
+        for column in ("place", "ms", "%"):
+            shown.add_column(column, justify="left" if column == "place" else "right")
+        for row in one["places"]:
+            shown.add_row(row["place"], f"{row['ms']:.3f}", f"{100 * row['share']:.1f}")
+        step = one["reduction"]
+        shown.add_section()
+        shown.add_row("reduction, all steps", f"{step['ms']:.3f}", f"{100 * step['share']:.1f}")
+        for row in step["operators"]:
+            shown.add_row(f"  {row['operator']}", f"{row['ms']:.3f}", f"{100 * row['share']:.1f}")
+        print_table(shown)
+    note("timing layers slows a runtime: these are shares, not latencies")
     return 0
 
 

@@ -10,8 +10,8 @@ from tests.devices.bundles import bundle
 
 LAYERS = {
     "Layers": [
-        {"Name": "_gemm_mha_v2_0", "LayerType": "kgen", "Metadata": "[ONNX Layer: /blocks.0/attn/MatMul]"},
-        {"Name": "fc1", "LayerType": "gemm", "Metadata": ""},
+        {"Name": "_gemm_mha_v2_0", "LayerType": "kgen", "Metadata": "[ONNX Layer: blocks.0/node_sdpa]"},
+        {"Name": "fc1", "LayerType": "kgen", "Metadata": "[ONNX Layer: blocks.0.reduction/node_topk_1]"},
     ],
     "Bindings": ["images"],
 }
@@ -23,6 +23,7 @@ version=$(cat version)
 for word; do
   case "$word" in
     --saveEngine=*) plan=${word#*=};; --exportLayerInfo=*) layers=${word#*=};; --exportTimes=*) times=${word#*=};;
+    --exportProfile=*) profile=${word#*=};;
     --loadEngine=*) [ "$(cat "${word#*=}")" = plan ] || exit 9;;
   esac
 done
@@ -36,6 +37,8 @@ elif [ -n "$plan" ]; then
   printf plan >"$plan"
   cp layers.json "$layers"
   echo '[10/02/2026-09:00:10] [I] Engine built in 9.5 sec.'
+elif [ -n "$profile" ]; then
+  cp profile.json "$profile"
 else
   cp times.json "$times"
   echo '[10/02/2026-09:00:10] [I] Engine deserialized in 0.025 sec.'
@@ -101,6 +104,17 @@ def test_the_board_builds_once_and_the_rounds_are_its_own_times(board, profile):
     assert not profile()[1]["conditions"]["built"]["one"]["cached"]
     assert len(builds(board)) == 2
     assert len(list((board.folder / "work" / "engines").glob("*/model.plan"))) == 2
+
+
+def test_its_layers_are_those_of_the_model(board, profile):
+    rows = [{"name": "_gemm_mha_v2_0", "timeMs": 9, "averageMs": 3.0}, {"name": "fc1", "timeMs": 3, "averageMs": 1.0}]
+    (board.bin / "profile.json").write_text(json.dumps([{"count": 3}, *rows]))
+    status, found = profile("--device", "orin", "--layers")
+    assert status == 0
+    one = found["layers"]["one"]
+    assert one["fake"] is True
+    assert [(row["place"], row["ms"]) for row in one["places"]] == [("blocks.0", 3.0), ("blocks.0.reduction", 1.0)]
+    assert one["reduction"]["operators"] == [{"operator": "topk", "ms": 1.0, "share": 0.25}]
 
 
 def test_a_build_that_fails_says_why_and_leaves_nothing(board, profile):
