@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 APPS = {
     "python": "edgevit.embed.python:Python",
+    "cpp": "edgevit.embed.cpp:Cpp",
+    "web": "edgevit.embed.web:Web",
 }
 
 
