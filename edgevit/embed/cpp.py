@@ -28,7 +28,7 @@ class Cpp:
     targets = tuple(CONFIGURE)
     images = "ppm"
 
-    def write(self, bundle: Bundle, folder: Path) -> None:
+    def write(self, bundle: Bundle, folder: Path, key: str | None) -> None:
         """Sources, test, CMakeLists.txt and README."""
         target = bundle.manifest["target"]
         sources = [*HEADERS, *SIGNED, "main.cpp", f"engine_{target}.cpp"]
@@ -38,7 +38,7 @@ class Cpp:
         write_text(folder / "test" / "golden_test.cpp", template(TEMPLATES, "golden_test.cpp"))
         write_text(
             folder / "CMakeLists.txt",
-            template(TEMPLATES, "CMakeLists.txt").replace("@TARGET@", target).replace("@KEY@", ""),
+            template(TEMPLATES, "CMakeLists.txt").replace("@TARGET@", target).replace("@KEY@", key or ""),
         )
         values = {
             "model": bundle.manifest["model"]["name"],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edgevit.bundle import MANIFEST
 from edgevit.embed.base import BUNDLE, filled, template, write_text
 from edgevit.hashes import sha256_file
+from edgevit.signing import SIGNATURE
 
 if TYPE_CHECKING:
     from edgevit.bundle import Bundle
@@ -27,15 +28,17 @@ class Web:
     targets = ("web",)
     images = "png"
 
-    def write(self, bundle: Bundle, folder: Path) -> None:
+    def write(self, bundle: Bundle, folder: Path, key: str | None) -> None:
         """The page, and the service worker with the hash of every file it may serve."""
         for name in PAGE:
             write_text(folder / name, template(TEMPLATES, name))
         served = [*PAGE, f"{BUNDLE}/{MANIFEST}"]
         served += [f"{BUNDLE}/{name}" for name in bundle.manifest["files"] if name not in UNUSED]
+        served += [f"{BUNDLE}/{SIGNATURE}"] if key else []
         files = json.dumps({name: sha256_file(folder / name) for name in served}, indent=2)
         cache = f"classifier-{hashlib.sha256(files.encode()).hexdigest()[:16]}"
-        write_text(folder / "sw.js", template(TEMPLATES, "sw.js").replace("@FILES@", files).replace("@CACHE@", cache))
+        worker = template(TEMPLATES, "sw.js").replace("@FILES@", files).replace("@CACHE@", cache)
+        write_text(folder / "sw.js", worker.replace("@KEY@", key or ""))
         values = {"model": bundle.manifest["model"]["name"], "precision": bundle.manifest["precision"]}
         write_text(folder / "README.md", filled(template(TEMPLATES, "README.md"), values))
 

@@ -86,8 +86,9 @@ def refusal(built):
         done = call(built / "build/classify", *words)
         assert done.returncode == 1, done.stderr
         assert done.stdout == ""
-        assert len(done.stderr.splitlines()) == 1, done.stderr
-        return done.stderr
+        # what OpenVINO's own readers log of a file that none of them knows stands before it
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("classify: ")]
+        return line
 
     return get
 
@@ -144,7 +145,10 @@ def smaller(manifest):
         (lambda b: change(b, lambda m: m.update(target="ort")), "is for ort, this app runs openvino"),
         (lambda b: change(b, lambda m: m["runtime"].update(version="2020.1.0-x")), "checked with OpenVINO 2020.1.0"),
         (lambda b: change(b, smaller), "the engine's input is [1, 3, 96, 96], expected [1, 3, 64, 64]"),
-        (lambda b: change(b, lambda m: m["output"].update(shape=[1, 9])), "the engine's output is [1, 10], expected [1, 9]"),
+        (
+            lambda b: change(b, lambda m: m["output"].update(shape=[1, 9])),
+            "the engine's output is [1, 10], expected [1, 9]",
+        ),
         (lambda b: change(b, lambda m: m.pop("input")), "manifest.json lacks input"),
         (lambda b: change(b, lambda m: m["preprocess"].update(size=[1e300, 9])), "no whole number"),
         (lambda b: change(b, lambda m: m.update(precision="int8", built_on={"machine": "pdp"})), "was built for pdp"),

@@ -3,6 +3,7 @@
 
 const FILES = @FILES@;
 const CACHE = "@CACHE@"; // the hash of FILES
+const KEY = "@KEY@"; // public ed25519 key that must have signed the manifest; empty: none
 const ISOLATED = {
   "Cross-Origin-Opener-Policy": "same-origin",
   "Cross-Origin-Embedder-Policy": "require-corp",
@@ -31,10 +32,22 @@ async function verify(name) {
   return new Response(bytes, { headers: { "Content-Type": type, ...ISOLATED } });
 }
 
+/** The signature of the manifest, from the verified cache. */
+async function checkSignature(cache) {
+  const read = async (name) => (await cache.match(at(name))).arrayBuffer();
+  const raw = Uint8Array.from(KEY.match(/../g), (pair) => parseInt(pair, 16));
+  const key = await crypto.subtle.importKey("raw", raw, { name: "Ed25519" }, false, ["verify"]);
+  const manifest = await read("bundle/manifest.json");
+  if (!(await crypto.subtle.verify("Ed25519", key, await read("bundle/manifest.sig"), manifest))) {
+    throw new Error("bundle/manifest.sig is not by this app's key, or manifest.json was changed");
+  }
+}
+
 async function install() {
   const cache = await caches.open(CACHE);
   try {
     for (const name of Object.keys(FILES)) await cache.put(at(name), await verify(name)); // one at a time: memory
+    if (KEY) await checkSignature(cache);
   } catch (error) {
     await caches.delete(CACHE);
     for (const client of await self.clients.matchAll({ includeUncontrolled: true })) {
