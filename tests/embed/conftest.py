@@ -77,8 +77,9 @@ def follow(page, folder, env=None, **instead):
         assert re.search(rf"\b{word}\b", block), word
         block = re.sub(rf"\b{word}\b", str(other), block)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # as a reader's shell is
     done = subprocess.run(
-        ["bash", "-euc", block], cwd=folder, env={**os.environ, "PATH": path, **(env or {})},
+        ["bash", "-euc", block], cwd=folder, env={**plain, "PATH": path, **(env or {})},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
