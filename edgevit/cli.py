@@ -20,6 +20,7 @@ VERBS = {
     "eval": "accuracy of compiled bundles on labelled images",
     "profile": "latency of bundles, on this machine or on a device",
     "embed": "put a bundle into an app: loader, preprocessing, test vectors",
+    "bundle": "verify a bundle, or compare two",
     "inspect": "tokens per block, MACs, operators, picture of kept tokens",
     "targets": "what can be built and run here, and how to get the rest",
     "methods": "the token reduction methods and what they need",

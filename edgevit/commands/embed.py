@@ -14,6 +14,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what export wrote")
     parser.add_argument("--app", required=True, choices=tuple(APPS), help="kind of app")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder of the app")
+    parser.add_argument(
+        "--sign", type=Path, metavar="KEY", help="private ed25519 key (PEM): the app takes no other bundle"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing app")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -22,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the app and print what its parts weigh."""
     from edgevit.embed.write import embed
 
-    found = embed(arguments.bundle, arguments.app, arguments.out, arguments.force)
+    found = embed(arguments.bundle, arguments.app, arguments.out, arguments.force, arguments.sign)
     if arguments.json:
         print_json(found.to_json())
         return 0

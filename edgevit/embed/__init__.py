@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 APPS = {
     "python": "edgevit.embed.python:Python",
+    "cpp": "edgevit.embed.cpp:Cpp",
+    "swift": "edgevit.embed.swift:Swift",
+    "kotlin": "edgevit.embed.kotlin:Kotlin",
+    "web": "edgevit.embed.web:Web",
 }
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Protocol
 
+from edgevit.errors import EmbedError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -24,11 +26,24 @@ class App(Protocol):
     images: str
     """Suffix of the golden images: one the platform decodes without loss and without help."""
 
-    def write(self, bundle: Bundle, folder: Path) -> None:
-        """Write the loader into `folder`, which holds the bundle and the golden vectors. Raises EmbedError."""
+    def write(self, bundle: Bundle, folder: Path, key: str | None) -> None:
+        """Write the loader into `folder`, which holds the bundle and the golden vectors. Raises EmbedError.
+
+        key: public ed25519 key, 64 hexadecimal digits, that must have signed what the loader takes.
+        """
 
     def runtime_bytes(self, bundle: Bundle) -> int | None:
         """Size of the runtime the app needs beside itself; None where this machine does not have it."""
+
+
+def check_filter(app: str, bundle: Bundle) -> None:
+    """Raise EmbedError where the loaders for phones, which have two filters, lack the manifest's."""
+    asked = bundle.preprocess.interpolation
+    if asked not in ("bilinear", "bicubic"):
+        raise EmbedError(
+            f"a {app} app resizes by bilinear or bicubic, {bundle.name} by {asked}; give the model a --preprocess with "
+            "one of them, evaluate it, and export it again"
+        )
 
 
 def template(package: str, name: str) -> str:

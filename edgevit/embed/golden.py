@@ -48,11 +48,12 @@ def write_golden(preprocess: Preprocess, folder: Path, suffix: str) -> None:
     folder.mkdir()
     rows: list[dict[str, Any]] = []
     for index, image in enumerate(images(preprocess)):
-        row = {"image": f"{index}.{suffix}", "tensor": f"{index}.f32", "width": image.width, "height": image.height}
-        image.save(folder / row["image"])
+        names = {"image": f"{index}.{suffix}", "tensor": f"{index}.f32"}
+        image.save(folder / names["image"])
         data = _bytes(preprocess.tensor(image))
-        (folder / row["tensor"]).write_bytes(data)
-        rows.append({**row, "sha256": hashlib.sha256(data).hexdigest()})
+        (folder / names["tensor"]).write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        rows.append({**names, "width": image.width, "height": image.height, "sha256": digest})
     found = {"pillow": PIL.__version__, "shape": [3, *preprocess.size], "preprocess": preprocess.to_dict()}
     write_json(folder / INDEX, {**found, "vectors": rows})
 

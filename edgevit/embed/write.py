@@ -12,6 +12,7 @@ from edgevit.embed import app as find_app
 from edgevit.embed.base import BUNDLE, GOLDEN, App
 from edgevit.embed.golden import write_golden
 from edgevit.errors import EmbedError
+from edgevit.signing import private_key, public_hex, sign
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,21 @@ class Embedded:
         }
 
 
-def embed(source: Path, name: str, out: Path, force: bool = False) -> Embedded:
-    """Write the app. Raises BundleError, EmbedError; on any failure nothing is left at `out`."""
+def embed(source: Path, name: str, out: Path, force: bool = False, key: Path | None = None) -> Embedded:
+    """Write the app. key: signs the bundle, and the app takes no other. Raises BundleError, EmbedError, MissingExtra.
+
+    On any failure nothing is left at `out`.
+    """
     app = find_app(name)
     bundle = Bundle.load(source)
     check(app, bundle)
+    private = private_key(key) if key else None
     with staged(out, force, f"{BUNDLE}/{MANIFEST}", "app") as folder:
         copy_bundle(bundle, folder / BUNDLE)
+        if private:
+            sign(folder / BUNDLE, private)
         write_golden(bundle.preprocess, folder / GOLDEN, app.images)
-        app.write(bundle, folder)
+        app.write(bundle, folder, public_hex(private) if private else None)
         total, inside, tests = (_bytes(folder / part) for part in ("", BUNDLE, GOLDEN))
     return Embedded(
         out, name, bundle.manifest["target"], inside, total - inside - tests, tests, app.runtime_bytes(bundle)

@@ -1,7 +1,7 @@
 // The worker, as promises.
 
 export class Engine {
-  #worker = new Worker("./worker.js", { type: "module" });
+  #worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
   #waiting = new Map();
   #next = 0;
 

@@ -62,6 +62,7 @@ async function load({ backend = "auto", threads = 0 }) {
     cores: navigator.hardwareConcurrency,
     version: ort.env.versions.web ?? ort.env.versions.common,
     input: { name: session.inputNames[0], shape: session.inputMetadata[0].shape },
+    output: { name: session.outputNames[0], shape: session.outputMetadata[0].shape },
     load_ms: performance.now() - start,
   };
 }

@@ -1,6 +1,11 @@
 """Bundles of the demo model, and scenes to classify."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +14,7 @@ from edgevit.embed.write import embed
 from edgevit.evaluate import evaluate
 from edgevit.pipeline import ExportSettings, export
 
+ROOT = Path(__file__).resolve().parents[2]
 COUNT = 50
 PACKAGE = {"ort": "onnxruntime", "openvino": "openvino", "executorch": "executorch", "coreai": "coreai"}
 
@@ -62,6 +68,22 @@ def made(tmp_path, demo_bundle):
         return tmp_path / "app"
 
     return write
+
+
+def follow(page, folder, env=None, **instead):
+    """Run the first block of commands of a guide of docs/embed, to the letter but for the words in `instead`."""
+    block = re.search(r"```\n(.*?)```", (ROOT / "docs/embed" / page).read_text(), flags=re.DOTALL)[1]
+    for word, other in instead.items():
+        assert re.search(rf"\b{word}\b", block), word
+        block = re.sub(rf"\b{word}\b", str(other), block)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # as a reader's shell is
+    done = subprocess.run(
+        ["bash", "-euc", block], cwd=folder, env={**plain, "PATH": path, **(env or {})},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 def change(bundle, edit):

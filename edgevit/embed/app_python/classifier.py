@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from edgevit.embed.app_python import engine_ort as engine
+from edgevit.embed.app_python import trusted
 from edgevit.embed.app_python.errors import DataError, Refused
 from edgevit.preprocess import Preprocess
 
@@ -67,12 +68,13 @@ class Classifier:
         """float32 `[1, 3, H, W]` → raw scores `[classes]`."""
         if tensor.shape != self.shape or tensor.dtype != np.float32:
             raise DataError(f"the engine takes float32 {self.shape}, got {tensor.dtype} {tensor.shape}")
-        found = self.engine.run(np.ascontiguousarray(tensor))
+        found: NDArray[np.float32] = self.engine.run(np.ascontiguousarray(tensor))
         if found.shape != (1, self.classes):
             raise Refused(f"the engine gave {found.shape}, the manifest says (1, {self.classes}); {AGAIN}")
         if not np.isfinite(found).all():
             raise Refused("the engine gave NaN or infinite scores")
-        return found[0]
+        scores: NDArray[np.float32] = found[0]
+        return scores
 
     def run(self, image: Image.Image | Path, top: int = 5) -> list[Prediction]:
         """The `top` likeliest classes, best first; equal scores stand in class order."""
@@ -97,10 +99,12 @@ def open_image(path: Path) -> Image.Image:
 
 
 def read_manifest(bundle: Path) -> dict[str, Any]:
-    """The manifest of a bundle whose files all have the sha256 it names. Raises Refused."""
+    """The manifest of a trusted bundle whose files all have the sha256 it names. Raises Refused."""
     path = bundle / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        trusted.check(bundle, data)
+        manifest = json.loads(data.decode("utf-8"))
     except FileNotFoundError as error:
         raise Refused(f"{bundle} is not a bundle: it has no manifest.json") from error
     except (OSError, ValueError) as error:
@@ -159,7 +163,7 @@ def _labels(bundle: Path, manifest: dict[str, Any]) -> list[str]:
         return [f"class {i}" for i in range(classes)]
     if name not in manifest["files"]:
         raise Refused(f"labels {name!r} are not among the files of the manifest; {AGAIN}")
-    return (bundle / name).read_text(encoding="utf-8").splitlines()
+    return Path(bundle, str(name)).read_text(encoding="utf-8").splitlines()
 
 
 def _check_sizes(manifest: dict[str, Any], preprocess: Preprocess, labels: list[str]) -> None:

@@ -1,0 +1,1 @@
+"""Templates of the Swift app; `edgevit.embed.swift` copies them as they are."""

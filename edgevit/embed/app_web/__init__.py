@@ -1,0 +1,1 @@
+"""Files of the web app; `edgevit.embed.web` copies them around a web bundle."""
