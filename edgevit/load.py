@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from edgevit.data import Dataset
+
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pt2", ".onnx")
 OBJECTS = ("Unsupported global", "Unsupported class", "Can only", "Trying to")  # how torch words a pickled object
 NOT_SCRIPT = "save the model's state dict, or a program with torch.export.save"
@@ -36,15 +38,20 @@ def load(
     preprocess: Path | None = None,
     input_size: tuple[int, int] | None = None,
     trust_pickle: bool = False,
+    keep: tuple[float, ...] | None = None,
+    calib: Dataset | None = None,
 ) -> Checkpoint:
     """Load MODEL: a file (see SUFFIXES), `timm:NAME`, `hf:FOLDER`, `torchvision:NAME`, or `demo`.
 
     `model.onnx#OUTPUT` names one of several outputs.
     arch: `timm:NAME`, `torchvision:NAME` or a trained architecture (`edgevit.load_trained`) of a bare state dict.
     input_size: (height, width) other than its own.
+    keep, calib: how many tokens the masks of an ONNX file keep (`edgevit.from_onnx.keep`).
     Raises LoadError, MissingExtra.
     """
     own = None if preprocess is None else _read_preprocess(preprocess)
+    if keep is not None and onnx_output(model) is None:
+        raise LoadError(f"--keep sets token counts of an .onnx file; {model} is reduced with --reduce")
     if model == "demo":
         checkpoint = _load_demo()
     elif model.startswith("hf:"):
@@ -58,7 +65,8 @@ def load(
     elif model.startswith("timm:"):
         checkpoint = _load_timm(model, input_size)
     elif (onnx := onnx_output(model)) is not None:
-        checkpoint = load_onnx(_existing(onnx[0]), onnx[1], input_size or (None if own is None else own.size))
+        size = input_size or (None if own is None else own.size)
+        checkpoint = load_onnx(_existing(onnx[0]), onnx[1], size, own, keep, calib)
     else:
         checkpoint = _load_file(Path(model), arch, input_size, trust_pickle)
     if own is not None:

@@ -53,6 +53,7 @@ class ExportSettings:
     device: str = "local"
     options: Mapping[str, str] = field(default_factory=dict)  # of the target
     trust_pickle: bool = False
+    keep: tuple[float, ...] | None = None  # tokens, of a file that selects by masks
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -119,6 +120,8 @@ def export(settings: ExportSettings, progress: Progress = silent) -> Exported:
             preprocess=settings.preprocess,
             input_size=settings.input_size,
             trust_pickle=settings.trust_pickle,
+            keep=settings.keep,
+            calib=calib,
         )
         data = calib or evaluation
         road = prepare(checkpoint, target, precision, schedule, data, settings, progress)

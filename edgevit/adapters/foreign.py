@@ -88,7 +88,7 @@ class ForeignHead(nn.Module):
     def __init__(self, flow: Dataflow, segment: Segment) -> None:
         super().__init__()
         self.segment = segment
-        self.means = {step.node.output[0]: _keeps(step) for step in segment.children() if _is_mean(flow, step)}
+        self.means = {step.node.output[0]: _keeps(step) for step in segment.steps if _is_mean(flow, step)}
 
     def forward(self, x: torch.Tensor, size: torch.Tensor | None) -> torch.Tensor:
         """Tokens `[B, M, C]`, sizes `[B, M]` or None → what the model returns."""

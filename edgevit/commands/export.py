@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         options=options,
         trust_pickle=arguments.trust_pickle,
+        keep=arguments.keep,
         force=arguments.force,
     )
     try:

@@ -96,6 +96,7 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
         preprocess=arguments.preprocess,
         input_size=arguments.input_size,
         trust_pickle=arguments.trust_pickle,
+        keep=arguments.keep,
     )
     inputs = InputSpec(1, *checkpoint.preprocess.size)
     found: dict[str, Any] = {"model": checkpoint.name, "arch": checkpoint.arch, "sha256": checkpoint.sha256}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Progress = Callable[[str, int, int], None]
+MOST_TOKENS = 1_000_000
 
 
 @contextlib.contextmanager
@@ -72,6 +73,17 @@ def image_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def token_counts(text: str) -> tuple[float, ...]:
+    """`N,N,...`, each tokens or a share below 1."""
+    try:
+        counts = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or not all(0 < n < 1 or (1 <= n <= MOST_TOKENS and n == int(n)) for n in counts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not N[,N...], numbers of tokens or shares below 1")
+    return counts
+
+
 def named_value(text: str) -> tuple[str, str]:
     """`NAME=VALUE` → both."""
     name, equals, value = text.partition("=")
@@ -93,6 +105,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--input-size", type=image_size, metavar="N[xM]", help="image size, height x width")
     parser.add_argument("--preprocess", type=Path, metavar="FILE", help="JSON that overrides the model's preprocessing")
+    parser.add_argument(
+        "--keep", type=token_counts, metavar="N[,N...]", help="tokens that the masks of an .onnx file keep, or shares"
+    )
     parser.add_argument("--trust-pickle", action="store_true", help="unpickle a whole module: runs code from the file")
 
 

@@ -52,7 +52,7 @@ class ForeignBlock(Block):
         self.heads = [int(p.rows.shape[0]) for p in parts]
         self.norms = nn.ModuleList(p.norm or nn.Identity() for p in parts)
         self.scale = parts[0].factor * parts[1].factor * scale_of(found.attention, parts[0])
-        self.linears = nn.ModuleList()
+        made: list[nn.Linear] = []
         self.places: dict[int, tuple[int, int, int]] = {}  # q, k or v → which Linear, its first row and the one behind
         for i, linear in enumerate(linears):
             first, rows = 0, []
@@ -61,10 +61,11 @@ class ForeignBlock(Block):
                     rows.append(p.rows.reshape(-1))
                     self.places[kind] = i, first, first + p.rows.size
                     first += p.rows.size
-            self.linears.append(_linear(linear, np.concatenate(rows)))
+            made.append(_linear(linear, np.concatenate(rows)))
+        self.linears = nn.ModuleList(made)
         self.fused = len(linears) == 1 and len({p.rows.shape for p in parts}) == 1
         self.attention_width = (parts[1].rows.size + parts[2].rows.size) // 2
-        own = sum(linear.weight.numel() for linear in self.linears)
+        own = sum(linear.weight.numel() for linear in made)
         self.macs_per_token = (own + self.before.macs() + self.behind.macs(), self.mlp.macs())
 
     def project(self, x: torch.Tensor, tokens: Tokens) -> Tap:
@@ -210,7 +211,7 @@ def _end(flow: Dataflow, cuts: list[str], far: int | None) -> str:
     """What the last block gives: as far behind its attention as in the first block, else behind two Linears."""
     if far is not None:
         return cuts[far] if far < len(cuts) else ""
-    ends = [n for n in cuts[1:] if sum(map(is_linear, flow.segment((cuts[0],), n).children())) > 1]
+    ends = [n for n in cuts[1:] if sum(map(is_linear, flow.segment((cuts[0],), n).steps)) > 1]
     return (ends or cuts or [""])[0]
 
 
@@ -222,7 +223,7 @@ def prove_alone(flow: Dataflow, segment: Segment) -> None:
     inputs = [torch.randn(1, *flow.shapes[name][1:], generator=generator) for name in segment.inputs]
     whole, some = segment.start(*inputs), segment.start(*(x[:, order] for x in inputs))
     with torch.no_grad():
-        for step in segment.children():
+        for step in segment.steps:
             compute(step, whole)
             try:
                 compute(step, some)

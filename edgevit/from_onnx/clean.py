@@ -18,8 +18,10 @@ PASSES = {
     "convert_opset": "edgevit.from_onnx.convert_opset:convert_opset",  # then one form of each operator
     "one_float_type": "edgevit.from_onnx.one_float_type:one_float_type",
     "fold_constants": "edgevit.from_onnx.fold_constants:fold_constants",
+    "static_counts": "edgevit.from_onnx.static_counts:static_counts",  # shapes are not known before
     "fix_shapes": "edgevit.from_onnx.fix_shapes:fix_shapes",  # what follows asks for shapes
     "drop_identities": "edgevit.from_onnx.drop_identities:drop_identities",  # patterns need not look through them
+    "scatter_rows": "edgevit.from_onnx.scatter_rows:scatter_rows",
     "unflatten_softmax": "edgevit.from_onnx.unflatten_softmax:unflatten_softmax",  # before attention is looked for
     "drop_open_masks": "edgevit.from_onnx.drop_open_masks:drop_open_masks",
     "fuse_layer_norm": "edgevit.from_onnx.fuse_layer_norm:fuse_layer_norm",

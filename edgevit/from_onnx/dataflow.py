@@ -44,15 +44,19 @@ class Segment(nn.Module):
     def forward(self, *given: Tensor, instead: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> Tensor:
         """Values of `inputs` → `output`. instead: value → another function of its step's first input."""
         values = self.start(*given)
-        for step in self.children():
-            node: Any = step.node
-            own = instead.get(node.output[0]) if instead else None
-            if own is not None:
-                values[node.output[0]] = own(values[node.input[0]])
+        for step in self.steps:
+            name = step.node.output[0]
+            if instead and name in instead:
+                values[name] = instead[name](values[step.node.input[0]])
             else:
                 compute(step, values)
         result: Tensor = values[self.output]
         return result
+
+    @property
+    def steps(self) -> list[Any]:
+        """In the order in which they run."""
+        return list(self.children())
 
     def start(self, *given: Tensor) -> Values:
         """The values before the first step."""
@@ -61,7 +65,7 @@ class Segment(nn.Module):
 
     def macs(self) -> int:
         """Multiply-accumulates of one token through its Linears."""
-        return sum(step.operand1.numel() for step in self.children() if is_linear(step))
+        return sum(int(step.operand1.numel()) for step in self.steps if is_linear(step))
 
 
 class Dataflow:

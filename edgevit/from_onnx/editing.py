@@ -63,8 +63,8 @@ class Editor:
 
         new = helper.make_node(op, inputs, list(node.output), node.name, domain=domain, **attributes)
         node.CopyFrom(new)
-        if domain and all(o.domain != domain for o in self.foreign.model.opset_import):
-            self.foreign.model.opset_import.append(helper.make_opsetid(domain, 1))
+        if domain:
+            use_domain(self.foreign, domain)
 
     def match(self, name: str, pattern: Pattern) -> Mapping[str, Any] | None:
         """What the names of a pattern stand for, where the value `name` is made like it."""
@@ -95,6 +95,14 @@ class Editor:
                     found["@" + label] = node
                 return True
         return False
+
+
+def use_domain(foreign: Foreign, domain: str = OWN) -> None:
+    """Let a graph use the operators of a domain."""
+    from onnx import helper
+
+    if all(o.domain != domain for o in foreign.model.opset_import):
+        foreign.model.opset_import.append(helper.make_opsetid(domain, 1))
 
 
 def shapes(foreign: Foreign) -> Shapes:

@@ -102,7 +102,7 @@ def _heads(flow: Dataflow, attention: Any, place: int, steps: list[Any], linear:
         got = got.transpose(-2, -1)
     if got.ndim == 3:
         count = attribute(attention.node, "kv_num_heads" if place else "q_num_heads")
-        got = got.unflatten(-1, (int(count), -1)).transpose(1, 2)
+        got = got.reshape(*got.shape[:2], int(count), -1).transpose(1, 2)
     return got[0].numpy()
 
 
@@ -116,7 +116,7 @@ def joined(flow: Dataflow, attention: Any, heads: int) -> str:
         value = steps[-1].node.output[0]
     tokens, size = (shape[2], shape[3]) if len(shape) == 4 else (shape[1], shape[2] // heads)
     want = torch.arange(tokens * heads * size, dtype=torch.float64).reshape(1, tokens, heads * size)
-    sent = want if len(shape) == 3 else want.unflatten(-1, (heads, size)).transpose(1, 2)
+    sent = want if len(shape) == 3 else want.reshape(1, tokens, heads, size).transpose(1, 2)
     values: dict[str, Any] = {n: v for n, v in flow.seen[0].items() if isinstance(v, np.ndarray)}
     values[start] = sent
     for step in steps:

@@ -15,6 +15,7 @@ from edgevit.from_onnx import ops_layers as layers
 from edgevit.from_onnx import ops_math as math
 from edgevit.from_onnx import ops_microsoft as microsoft
 from edgevit.from_onnx import ops_resize as resize
+from edgevit.from_onnx import ops_scatter as scatter
 from edgevit.from_onnx import ops_shape as shape
 from edgevit.from_onnx.editing import OWN
 
@@ -85,6 +86,10 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "GatherElements"): Operator(shape.gather_elements),
     ("", "GatherND"): Operator(shape.gather_nd),
     ("", "Trilu"): Operator(shape.trilu, host=(1,)),
+    ("", "ScatterElements"): Operator(scatter.scatter_elements),
+    ("", "ScatterND"): Operator(scatter.scatter_nd),
+    (OWN, "NonZero"): Operator(scatter.kept),
+    (OWN, "ScatterRows"): Operator(scatter.scatter_rows),
     (OWN, "Linear"): Operator(layers.linear),
     (OWN, "Attention"): Operator(layers.fused_attention),
     (MICROSOFT, "Gelu"): Operator(math.gelu),
@@ -99,11 +104,9 @@ OPERATORS: dict[tuple[str, str], Operator] = {
 
 DEPENDS = "its output's shape depends on the image, and engines need static shapes"
 QUANTIZED = "the file is quantized already; give the float model, and quantize it with --int8 --calib DATA"
-SCATTER = "no accelerator runs scatter well"
 REFUSED = {
     "NonZero": DEPENDS, "Compress": DEPENDS, "Unique": DEPENDS, "NonMaxSuppression": DEPENDS,
     "Loop": "its number of rounds is not known before it runs", "Scan": "loops are not imported",
-    "ScatterElements": SCATTER, "ScatterND": SCATTER, "Scatter": SCATTER,
     "QuantizeLinear": QUANTIZED, "DequantizeLinear": QUANTIZED, "DynamicQuantizeLinear": QUANTIZED,
     "QLinearMatMul": QUANTIZED, "QLinearConv": QUANTIZED, "MatMulInteger": QUANTIZED, "ConvInteger": QUANTIZED,
 }  # fmt: skip

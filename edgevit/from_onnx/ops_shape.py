@@ -129,7 +129,7 @@ def pad(
     return functional.pad(x, paired, mode, fill) if mode == "constant" else functional.pad(x, paired, mode)
 
 
-def _whole(indices: Tensor, size: int) -> Tensor:
+def whole(indices: Tensor, size: int) -> Tensor:
     """Indices from the front: negative ones count from the end."""
     return torch.where(indices < 0, indices + size, indices).to(torch.int64)
 
@@ -145,14 +145,14 @@ def gather(attributes: Attributes, x: Tensor, indices: Any) -> Tensor:
             return x.select(axis, int(indices))
         flat = torch.tensor((indices.reshape(-1) % size).tolist(), dtype=torch.int64)
     else:
-        flat = _whole(indices, size).reshape(-1)
+        flat = whole(indices, size).reshape(-1)
     return x.index_select(axis, flat).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
 
 def gather_elements(attributes: Attributes, x: Tensor, indices: Any) -> Tensor:
     """One element for each index, along `axis`."""
     axis = attributes.get("axis", 0)
-    return torch.gather(x, axis, _whole(torch.as_tensor(indices), int(x.shape[axis])))
+    return torch.gather(x, axis, whole(torch.as_tensor(indices), int(x.shape[axis])))
 
 
 def gather_nd(attributes: Attributes, x: Tensor, indices: Any) -> Tensor:
@@ -162,7 +162,7 @@ def gather_nd(attributes: Attributes, x: Tensor, indices: Any) -> Tensor:
     sizes = [int(s) for s in x.shape[batch : batch + depth]]
     flat = torch.zeros_like(indices[..., 0])
     for i, size in enumerate(sizes):
-        flat = flat * size + _whole(indices[..., i], size)
+        flat = flat * size + whole(indices[..., i], size)
     groups = int(np.prod([int(s) for s in x.shape[:batch]], dtype=np.int64))
     rest = [int(s) for s in x.shape[batch + depth :]]
     rows = x.reshape(groups, int(np.prod(sizes, dtype=np.int64)), -1)

@@ -213,7 +213,8 @@ class ForeignModel(nn.Module):
         super().__init__()
         assert foreign.ends is not None
         self.ends: Ends = foreign.ends
-        self.batch = self.ends.batch
+        masked = foreign.keep is not None and bool(foreign.keep.masks)
+        self.batch = 1 if masked else self.ends.batch  # a mask is of one image
         self.file = foreign.name
         self.graph = Steps(foreign.model.graph, opset_of(foreign.model), Constants(foreign))
 

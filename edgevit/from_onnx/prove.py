@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from edgevit.distance import relative_error
@@ -9,16 +10,19 @@ from edgevit.errors import LoadError
 from edgevit.load_timm import first_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     import numpy as np
     import torch
 
+    from edgevit.from_onnx.fix_input import Ends
     from edgevit.from_onnx.program import ForeignModel
 
 TOLERANCE = 1e-4  # relative to the largest output: the same operators in float32, sums in another order
 TOLERANCE_HALF = 2e-2  # the file computes in float16, the module in float32
 IMAGES = 4
+MASKED_IMAGES = 2  # each imports the file again
 
 
 def prove(path: Path, module: ForeignModel, images: list[np.ndarray]) -> dict[str, Any]:
@@ -26,7 +30,7 @@ def prove(path: Path, module: ForeignModel, images: list[np.ndarray]) -> dict[st
 
     A file that says it takes any batch and was written for one is taken for that one: `module.batch` is set.
     """
-    session = _session(path)
+    session = session_of(str(path), path.name)
     images = images[:IMAGES]
     worst = 0.0
     batch = module.batch or 1
@@ -40,13 +44,41 @@ def prove(path: Path, module: ForeignModel, images: list[np.ndarray]) -> dict[st
     return {"max_relative_error": worst, "images": len(images), "runtime": f"onnxruntime {_version()}"}
 
 
+def prove_masked(path: Path, alone: Iterable[tuple[np.ndarray, ForeignModel]]) -> dict[str, Any]:
+    """As `prove`, where token counts depend on the image. alone: images, each with the module of its own counts."""
+    session = session_of(str(path), path.name)
+    errors = [_compare(path, session, module, _stack([image], 0, 1)) for image, module in islice(alone, MASKED_IMAGES)]
+    if not errors:
+        raise LoadError(
+            f"{path.name}: on every picture tried a mask keeps no token, or leaves none; there is nothing to prove by; "
+            "pass --preprocess that fits the model"
+        )
+    return {"max_relative_error": max(errors), "images": len(errors), "runtime": f"onnxruntime {_version()}"}
+
+
+def agreement(path: Path, module: ForeignModel, images: Sequence[np.ndarray]) -> dict[str, Any]:
+    """How the file with its own counts, and the module with fixed ones, answer on the images."""
+    import torch
+
+    session = session_of(str(path), path.name)
+    same, worst = 0, 0.0
+    for image in images:
+        stack = _stack([image], 0, 1)
+        with torch.no_grad():
+            want, got = _run(session, module, stack), module(stack)
+        same += bool(torch.equal(want.argmax(-1), got.argmax(-1)))
+        worst = max(worst, relative_error(got, want))
+    return {"top1_percent": 100 * same / len(images), "max_relative_difference": worst, "images": len(images)}
+
+
 def _version() -> str:
     from edgevit.runtimes.ort import import_ort
 
     return str(import_ort().__version__)
 
 
-def _session(path: Path) -> Any:
+def session_of(file: str | bytes, name: str) -> Any:
+    """A session of the file as it is written, nothing optimized. Raises LoadError."""
     from edgevit.runtimes.ort import import_ort
 
     ort = import_ort()
@@ -55,10 +87,10 @@ def _session(path: Path) -> Any:
     options.intra_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # the file as written
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # onnxruntime raises a dozen private exception classes that share no base but Exception
-        raise LoadError(f"{path.name}: ONNX Runtime cannot load it: {first_line(error)}") from error
+        raise LoadError(f"{name}: ONNX Runtime cannot load it: {first_line(error)}") from error
 
 
 def _stack(images: list[np.ndarray], first: int, batch: int) -> torch.Tensor:
@@ -72,12 +104,18 @@ def _run(session: Any, module: ForeignModel, images: torch.Tensor) -> torch.Tens
     """The file's own output, as float32."""
     import numpy as np
     import torch
+
+    output = session.run([module.ends.output], {module.ends.image: feed(module.ends, images.numpy())})[0]
+    return torch.from_numpy(np.asarray(output, dtype=np.float32))
+
+
+def feed(ends: Ends, images: np.ndarray) -> np.ndarray:
+    """Images `[B, 3, H, W]` as the file takes them."""
+    import numpy as np
     from onnx import helper
 
-    array = images.permute(0, 2, 3, 1).numpy() if module.ends.last else images.numpy()
-    feed = np.ascontiguousarray(array.astype(helper.tensor_dtype_to_np_dtype(module.ends.kind)))
-    output = session.run([module.ends.output], {module.ends.image: feed})[0]
-    return torch.from_numpy(np.asarray(output, dtype=np.float32))
+    array = images.transpose(0, 2, 3, 1) if ends.last else images
+    return np.ascontiguousarray(array.astype(helper.tensor_dtype_to_np_dtype(ends.kind)))
 
 
 def _takes(session: Any, module: ForeignModel, images: torch.Tensor) -> bool:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import onnx
 
     from edgevit.from_onnx.fix_input import Ends
+    from edgevit.from_onnx.keep import Keep
 
 MOST_NODES = 100_000
 DEEPEST_GRAPH = 8
@@ -42,6 +43,7 @@ class Foreign:
     model: every tensor above LIFTED_BYTES is an input of the graph, typed, and an array of `weights`.
     opset: of the file as it came. files: those that hold external data. ends: chosen by `fix_input`.
     shapes: value → its shape, None where the batch is part of it; filled by `fix_shapes`.
+    keep: what decides how many tokens a mask keeps, for `static_counts`.
     Must hold: onnx.checker accepts `model`.
     """
 
@@ -52,6 +54,7 @@ class Foreign:
     files: tuple[Path, ...] = ()  # of external data
     ends: Ends | None = None
     shapes: Shapes = field(default_factory=dict)
+    keep: Keep | None = None
 
     @property
     def name(self) -> str:

@@ -204,6 +204,28 @@ CASES = {
         "int64[2, 3] places = {0, 1, 2, 0, -1, 7}",
         "g = GatherND(images, places) s = ReduceSum <keepdims = 1> (g) y = Mul(images, s)",
     ),
+    "scatter elements": (
+        "int64[2] first = {0, 1}, int64[1, 1, 1, 2] to = {5, -2}, int64[4] all = {1, 3, 8, 2}",
+        (
+            "v = Gather <axis = 3> (images, first) i = Expand(to, all) n = Neg(v) a = ScatterElements <axis = 3> "
+            '(images, i, n) y = ScatterElements <axis = -1, reduction = "add"> (a, i, v)'
+        ),
+    ),
+    "scatter of types": (
+        "int64[2] first = {0, 1}, int64[1, 1, 2, 1] to = {5, 2}, int64[4] all = {1, 3, 2, 8}",
+        (
+            "v = Gather <axis = 2> (images, first) i = Expand(to, all) j = Cast <to = 7> (images) z = Sub(j, j) t = "
+            "Cast <to = 9> (z) o = Add(i, i) k = ScatterElements <axis = 2> (z, i, o) n = Neg(v) b = Greater(v, n) m = "
+            "ScatterElements <axis = 2> (t, i, b) f = Cast <to = 1> (k) w = Where(m, f, images) y = Add(w, f)"
+        ),
+    ),
+    "scatter nd": (
+        "int64[2, 2] places = {0, 1, 0, -1}, int64[3, 2] twice = {0, 1, 0, 1, 0, 2}",
+        (
+            "g = GatherND(images, places) n = Neg(g) a = ScatterND(images, places, n) h = GatherND(images, twice) y = "
+            'ScatterND <reduction = "add"> (a, twice, h)'
+        ),
+    ),
     "trilu": (
         "",
         "a = Trilu <upper = 0> (images) b = Trilu(images) y = Sub(a, b)",
@@ -294,7 +316,7 @@ def test_the_cases_use_most_of_the_table():
 @pytest.mark.parametrize(
     ("nodes", "says"),
     [
-        ("[here] n = NonZero(images) c = Cast <to = 1> (n) y = ReduceSum(c)", "here (NonZero): its output's shape"),
+        ("[here] n = NonZero(images) c = Cast <to = 1> (n) y = ReduceSum(c)", "here (NonZero): its mask comes"),
         ("[here] y = Acosh(images)", "node here (Acosh): Acosh is not among"),
         ("s = Cast <to = 7> (images) z = ReduceMax <keepdims = 0> (s) [here] r = Range(z, z, z) y = Cast <to = 1> (r)",
          "node here (Range)"),

@@ -1,0 +1,221 @@
+"""Files whose token count depends on the image, or that scatter: imported with fixed counts and products instead."""
+
+import json
+from argparse import ArgumentTypeError
+
+import pytest
+import torch
+from torch import nn
+
+from edgevit.commands.terminal import token_counts
+from edgevit.errors import LoadError
+from edgevit.load import load
+
+slow = pytest.mark.slow
+SAME = 1e-4  # relative: float32, sums in another order
+EXPORTERS = [
+    pytest.param(17, False, id="torchscript-17"),
+    pytest.param(20, True, id="dynamo-20", marks=slow),
+]
+
+
+def images(count=1):
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+
+class Reducing(nn.Module):
+    """A tiny ViT that drops or merges tokens between its two blocks, in the way `step` does."""
+
+    def __init__(self, vit, step):
+        super().__init__()
+        self.vit, self.step = vit, step
+
+    def forward(self, pixels):
+        vit = self.vit
+        x = vit.blocks[0](vit._pos_embed(vit.patch_embed(pixels)))
+        return vit.forward_head(vit.norm(vit.blocks[1](self.step(self.score(x), x))))
+
+    def score(self, x):
+        """Patches by how the class token sees them: `[B, N]`."""
+        return (x[:, 1:] * x[:, :1]).mean(-1).softmax(-1)
+
+
+def boolean_keep(score, x):
+    """EViT's choice as a boolean mask: above the mean, and what is left fused into one token."""
+    mask = score > score.mean(-1, keepdim=True)
+    kept = x[:, 1:][mask].unsqueeze(0)
+    rest = x[:, 1:][~mask] * score[~mask].unsqueeze(-1)
+    return torch.cat([x[:, :1], kept, rest.sum(0)[None, None]], dim=1)
+
+
+def boolean_keep_of_a_count(score, x):
+    """A threshold that always leaves nine."""
+    mask = score >= score.topk(9, dim=-1).values[:, -1:]
+    return torch.cat([x[:, :1], x[:, 1:][mask].unsqueeze(0)], dim=1)
+
+
+def places_of_a_mask(score, x):
+    """`nonzero`, and an index with it; two conditions."""
+    mask = (score > 0.5 * score.mean()) & (score < 4 * score.mean())
+    return torch.cat([x[:, :1], x[:, 1:].index_select(1, mask[0].nonzero().squeeze(1))], dim=1)
+
+
+def tome(score, x, r=4):
+    """ToMe with gather and scatter, as its authors wrote it: sums in their places, divided by sizes."""
+    a, b = x[:, ::2], x[:, 1::2]
+    best, to = (a[:, 1:] @ b.transpose(1, 2)).max(-1)
+    order = best.argsort(dim=-1, descending=True)[..., None]
+    source, stay = order[:, :r], order[:, r:].sort(dim=1).values
+    width = x.shape[-1]
+    target = to[..., None].gather(1, source)
+    moved = a[:, 1:].gather(1, source.expand(-1, -1, width))
+    sums = b.scatter_add(1, target.expand(-1, -1, width), moved)
+    sizes = torch.ones_like(b[..., :1]).scatter_add(1, target, torch.ones_like(moved[..., :1]))
+    return torch.cat([a[:, :1], a[:, 1:].gather(1, stay.expand(-1, -1, width)), sums / sizes], dim=1)
+
+
+def assigned(score, x, keep=9):
+    """A place for each token, made by a scatter of True."""
+    places = score.topk(keep, dim=-1).indices
+    mask = torch.zeros_like(score).scatter(1, places, torch.ones_like(score[:, :keep]))
+    return torch.cat([x[:, :1], x[:, 1:] * mask.unsqueeze(-1)], dim=1)
+
+
+def accumulated(score, x):
+    """`index_put` that adds: every patch into one of two."""
+    groups = (score > score.mean()).long()
+    sums = torch.zeros_like(x[0, :2]).index_put((groups[0],), x[0, 1:], accumulate=True)
+    return torch.cat([x[:, :1], sums.unsqueeze(0)], dim=1)
+
+
+@pytest.fixture
+def reducing(exported, tiny_vit):
+    """Factory: a reducing module and its file."""
+
+    def make(step, opset, dynamo, dynamic=False):
+        module = Reducing(tiny_vit(), step).eval()
+        return module, exported(module, opset, dynamo, dynamic)
+
+    return make
+
+
+def error(checkpoint, module, pixels):
+    with torch.no_grad():
+        want, got = module(pixels), checkpoint.module(pixels)
+    return float((got - want).abs().max() / want.abs().max())
+
+
+SCATTERS = [
+    pytest.param(tome, 17, False, id="tome-torchscript"),
+    pytest.param(tome, 20, True, id="tome-dynamo", marks=slow),
+    pytest.param(assigned, 17, False, id="assigned-torchscript", marks=slow),
+    pytest.param(assigned, 20, True, id="assigned-dynamo", marks=slow),
+    pytest.param(accumulated, 20, True, id="accumulated-dynamo"),  # torchscript loses the sum of equal places
+]
+
+
+@pytest.mark.parametrize(("step", "opset", "dynamo"), SCATTERS)
+def test_scatters_become_products(reducing, step, opset, dynamo):
+    module, path = reducing(step, opset, dynamo)
+    checkpoint = load(str(path))
+    assert error(checkpoint, module, images()) < SAME
+    kinds = [one.node.op_type for one in checkpoint.module.graph.children()]
+    if step is tome:
+        assert kinds.count("ScatterRows") == 2
+
+
+@pytest.mark.parametrize(("opset", "dynamo"), EXPORTERS)
+def test_a_mask_of_a_fixed_count_is_exact(reducing, opset, dynamo):
+    module, path = reducing(boolean_keep_of_a_count, opset, dynamo)
+    checkpoint = load(str(path), keep=(9,))
+    assert error(checkpoint, module, images()) < SAME
+    assert checkpoint.origin["masks"][0]["kept"] == 9
+    assert checkpoint.origin["masks"][0]["of"] == 16
+    assert checkpoint.origin["agreement"]["max_relative_difference"] < SAME
+
+
+MASKS = [
+    pytest.param(boolean_keep, 17, False, id="boolean-torchscript"),
+    pytest.param(boolean_keep, 20, True, id="boolean-dynamo", marks=slow),
+    pytest.param(places_of_a_mask, 17, False, id="places-torchscript", marks=slow),
+    pytest.param(places_of_a_mask, 20, True, id="places-dynamo", marks=slow),
+]
+
+
+@pytest.mark.parametrize(("step", "opset", "dynamo"), MASKS)
+def test_a_mask_is_exact_where_the_count_is_the_image_s_own(reducing, step, opset, dynamo):
+    module, path = reducing(step, opset, dynamo)
+    pixels = images()
+    with torch.no_grad():
+        vit = module.vit
+        score = module.score(vit.blocks[0](vit._pos_embed(vit.patch_embed(pixels))))
+    mean = score.mean()
+    own = score > mean if step is boolean_keep else (score > 0.5 * mean) & (score < 4 * mean)
+    count = int(own.sum())
+    assert 1 < count < 16
+    checkpoint = load(str(path), keep=(count,))
+    assert error(checkpoint, module, pixels) < SAME
+    assert error(load(str(path), keep=(count - 1,)), module, pixels) > SAME  # so the count is what makes it so
+    assert checkpoint.origin["equal"]["max_relative_error"] < SAME
+
+
+def test_export_asks_for_the_count_and_takes_it_from_images(cli, refused, reducing, pictures):
+    _, path = reducing(boolean_keep, 17, False)
+    text = refused("export", path, "--target", "ort", "-o", "out")
+    assert "the number of tokens depends on the image, at node" in text
+    assert "of 16)" in text
+    assert "pass --keep N, or a share below 1, or --calib DATA" in text
+    for flags, kept in ((("--keep", "0.5"), 8), (("--calib", pictures.csv), None)):
+        result = cli("export", path, "--target", "ort", *flags, "-o", "out", "--json", "--force")
+        assert result.code == 0, result.err
+        found = json.loads((path.parent / "out" / "manifest.json").read_text())["model"]["onnx"]
+        assert kept is None or found["masks"][0]["kept"] == kept
+        assert found["agreement"]["images"] > 0
+
+
+def test_the_counts_of_a_command_line():
+    assert token_counts("138,0.5") == (138.0, 0.5)
+    for text in ("inf", "nan", "0", "1.5", "-1", "", "9,"):
+        with pytest.raises(ArgumentTypeError, match="numbers of tokens or shares below 1"):
+            token_counts(text)
+
+
+@pytest.mark.parametrize(("flag", "text"), [("17", "1 to 16"), ("3,4", "has 1 masks")])
+def test_counts_that_do_not_fit(refused, reducing, flag, text):
+    _, path = reducing(boolean_keep_of_a_count, 17, False)
+    assert text in refused("export", path, "--target", "ort", "--keep", flag, "-o", "o")
+
+
+def test_keep_is_for_masks(refused, exported, tiny_vit):
+    path = exported(tiny_vit(), 17, False)
+    assert "selects nothing by a mask" in refused("export", path, "--target", "ort", "--keep", "9", "-o", "o")
+    assert "is reduced with --reduce" in refused("export", "demo", "--target", "ort", "--keep", "9", "-o", "o")
+
+
+def test_compress_along_an_axis(onnx_file):
+    path = onnx_file("""
+        g (float[1, 3, 4, 4] x) => (float[1, 3, k, 4] y)         {
+            m = ReduceMean <axes = [0, 1, 3], keepdims = 0> (x)
+            a = ReduceMean <axes = [0], keepdims = 0> (m)
+            c = Less(m, a)
+            n = Not(c)
+            y = Compress <axis = 2> (x, n)
+        }""")
+    image = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    means = image.mean((0, 1, 3))
+    rows = means >= means.mean()
+    got = load(str(path), keep=(int(rows.sum()),)).module(image)
+    torch.testing.assert_close(got, image[:, :, rows])
+
+
+def test_a_mask_that_is_no_comparison_is_refused_by_name(onnx_file):
+    path = onnx_file("""
+        g (float[1, 3, 4, 4] x) => (float[1, 3, k, 4] y)
+        {
+            m = ReduceMean <axes = [0, 1, 3], keepdims = 0> (x)
+            [odd] r = Round(m)
+            c = Cast <to = 9> (r)
+            [chosen] y = Compress <axis = 2> (x, c)
+        }""")
+    with pytest.raises(LoadError, match=r"node chosen \(Compress\): its mask comes from node odd \(Round\)"):
+        load(str(path), keep=(2,))
