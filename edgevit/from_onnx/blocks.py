@@ -181,9 +181,10 @@ def _outlines(flow: Dataflow) -> list[Found]:
 
 
 def _pools(flow: Dataflow, attention: Any, tokens: int) -> bool:
-    """Whether an attention's queries are not the tokens: it is the head, or none at all."""
-    shape = flow.shapes[attention.node.output[0]]
-    return shape[-2] != tokens
+    """Whether an attention asks all tokens something that is not the tokens: it is the head."""
+    keys = flow.shapes.get(attention.node.input[1], ())
+    count = keys[-1 if attention.node.domain == OWN else -2] if len(keys) > 2 else 0
+    return count == tokens and flow.shapes[attention.node.output[0]][-2] != tokens
 
 
 def _head_count(flow: Dataflow, attention: Any) -> int:

@@ -44,10 +44,10 @@ def part(flow: Dataflow, attention: Any, place: int) -> Part:
     linear = linears[0]
     width, shape = int(linear.operand1.shape[0]), flow.shapes[linear.node.output[0]]
     norms = [step for step in steps if step.node.op_type in NORMS]
-    if len(norms) > 1 or len(shape) != 3:
-        flow.refuse(
-            attention, f"its {what} have {len(norms)} norms behind a Linear [B, N, C]; at most one was expected"
-        )
+    if len(shape) != 3:
+        flow.refuse(attention, f"its {what} are made by a Linear of {list(shape)}; [B, N, C] was expected")
+    if len(norms) > 1:
+        flow.refuse(attention, f"its {what} have {len(norms)} norms behind their Linear; at most one was expected")
     tokens = shape[1]
     rows = torch.arange(width, dtype=torch.float64).expand(1, tokens, width)
     places = rows + width * torch.arange(tokens, dtype=torch.float64)[:, None]

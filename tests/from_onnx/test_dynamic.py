@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from edgevit.adapters import adapt
 from edgevit.commands.terminal import token_counts
-from edgevit.errors import LoadError
+from edgevit.errors import LoadError, UnsupportedModel
 from edgevit.load import load
 
 slow = pytest.mark.slow
@@ -219,3 +220,10 @@ def test_a_mask_that_is_no_comparison_is_refused_by_name(onnx_file):
         }""")
     with pytest.raises(LoadError, match=r"node chosen \(Compress\): its mask comes from node odd \(Round\)"):
         load(str(path), keep=(2,))
+
+
+def test_a_file_that_merges_already_is_not_taken_apart(reducing):
+    """Its second block sees other tokens than its first: no schedule counts that."""
+    _, path = reducing(tome, 17, False)
+    with pytest.raises(UnsupportedModel, match=r"behind the first attention|was expected"):
+        adapt(load(str(path)).module)
