@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import gc
 import re
+import time
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -53,6 +56,7 @@ class Engine:
             self._function = asyncio.run(_loaded(AIModelAsset.load(path)))
         except RuntimeError as error:
             raise Refused(f"{PACKAGE} cannot load {path.name}: {error}") from error
+        atexit.register(self._end)
         self._array, self._input, self._output = NDArray, manifest["input"]["name"], manifest["output"]["name"]
         self.shape = tuple(manifest["input"]["shape"])
 
@@ -61,6 +65,12 @@ class Engine:
         feeds = {self._input: self._array(tensor)}
         out: NDArray[np.float32] = asyncio.run(self._function(feeds))[self._output].numpy().copy()
         return out
+
+    def _end(self) -> None:
+        """Let the runtime's threads finish: one that still wants Python while it ends would abort the process."""
+        del self._function
+        gc.collect()
+        time.sleep(0.3)
 
 
 async def _loaded(asset: Any) -> Any:
