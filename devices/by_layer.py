@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-REDUCTION = ".reduction"
-"""How the place of a reduction step ends (`edgevit.places`)."""
+from edgevit.places import REDUCTION
+
 ELSEWHERE = "elsewhere"
 """Where no layer says its place: an engine from before names had them, or from another tool."""
 

@@ -7,7 +7,8 @@ that time single layers give their names back, and so the places.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 KEY = "edgevit_place"
 
-REDUCER = ".Reducer"  # edgevit.reduced_vit.Reducer
+REDUCER = ".Reducer"  # edgevit.reduced_vit.Reducer: what is traced in it decides on tokens and moves them
 REDUCTION = ".reduction"
 WRAPPERS = re.compile(r"^(?:L__self___|_?module\.|model\.|module$|model$)+")
 NUMBERED = re.compile(r"^(?:[A-Za-z_]\w*\.)*?[A-Za-z_]\w*\.\d+(?=\.|$)")
@@ -38,6 +39,12 @@ class Placer:
         return block[0] + (REDUCTION if any(name.endswith(REDUCER) for name in classes) else "")
 
 
+def classes(node: Any) -> list[str]:
+    """The classes of the modules that a node was traced in, outermost first."""
+    stack = (node.meta.get("nn_module_stack") or {}).values()
+    return [c if isinstance(c, str) else f"{c.__module__}.{c.__qualname__}" for _, c in stack]
+
+
 def places(nodes: Iterable[Any]) -> dict[str, str]:
     """Name → place of the operators of a traced program; one of which neither is known has none."""
     found, placer = {}, Placer()
@@ -45,8 +52,7 @@ def places(nodes: Iterable[Any]) -> dict[str, str]:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         known = (node.meta.get("custom") or {}).get(KEY)
         if node.op == "call_function" and (known or stack):
-            classes = [c if isinstance(c, str) else f"{c.__module__}.{c.__qualname__}" for _, c in stack]
-            found[node.name] = known or placer.place(str(stack[-1][0]), classes)
+            found[node.name] = known or placer.place(str(stack[-1][0]), classes(node))
     return found
 
 
@@ -71,12 +77,19 @@ def remember(program: ExportedProgram, source: Graph | None = None) -> None:
             node.meta["custom"] = {**(node.meta.get("custom") or {}), KEY: place}
 
 
-def restore(program: ExportedProgram) -> None:
-    """Write the places where an exporter looks for modules; an operator without one is where the last one is."""
-    known, last = places(program.graph.nodes), "stem"
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            last = known.get(node.name, last)
-            path = last.removesuffix(REDUCTION)
-            kind = f"edgevit.reduced_vit{REDUCER}" if last != path else "edgevit.places.Place"
-            node.meta["nn_module_stack"] = {"": ("", "edgevit.places.Root"), path: (path, kind)}
+@contextmanager
+def restored(program: ExportedProgram) -> Iterator[None]:
+    """Meanwhile places stand where an exporter looks for modules; an operator without one is where the last one is."""
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    before = [dict(node.meta) for node in nodes]
+    known, last = places(nodes), "stem"
+    for node in nodes:
+        last = known.get(node.name, last)
+        path = last.removesuffix(REDUCTION)
+        kind = f"edgevit.reduced_vit{REDUCER}" if last != path else "edgevit.places.Place"
+        node.meta["nn_module_stack"] = {"": ("", "edgevit.places.Root"), path: (path, kind)}
+    try:
+        yield
+    finally:  # layers are named by the modules themselves
+        for node, meta in zip(nodes, before, strict=True):
+            node.meta = meta

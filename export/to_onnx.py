@@ -11,7 +11,7 @@ from typing import Any
 from edgevit.errors import GraphError, missing_extra
 from edgevit.export.gate import check_onnx
 from edgevit.export.pack_int4 import pack_int4
-from edgevit.places import Placer, restore
+from edgevit.places import Placer, restored
 from edgevit.quiet import quiet
 from edgevit.stages import Graph
 
@@ -31,8 +31,8 @@ def to_onnx(graph: Graph, path: Path) -> None:
 
     from edgevit.export.onnx_operators import TRANSLATIONS
 
-    restore(graph.program)
-    with quiet("onnxscript", "onnx_ir", "torch.onnx"), contextlib.redirect_stdout(io.StringIO()):
+    silent = contextlib.redirect_stdout(io.StringIO())
+    with restored(graph.program), quiet("onnxscript", "onnx_ir", "torch.onnx"), silent:
         written = torch.onnx.export(
             graph.program,
             (torch.zeros(graph.inputs.shape),),

@@ -165,9 +165,3 @@ def multiplies(module: Any, node: Node) -> bool:
             if isinstance(inner, torch.fx.GraphModule):
                 return any(n.op == "call_function" and multiplies(inner, n) for n in inner.graph.nodes)
     return False
-
-
-def classes(node: Node) -> list[str]:
-    """The classes of the modules that a node was traced in, outermost first."""
-    stack = (node.meta.get("nn_module_stack") or {}).values()
-    return [c if isinstance(c, str) else f"{c.__module__}.{c.__qualname__}" for _, c in stack]

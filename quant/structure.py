@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from edgevit.export.rewrite import Node
+from edgevit.places import REDUCER, classes
 from edgevit.quant.flow import (
     ATTENTION,
     LAYOUT,
     NORMS,
     Flow,
-    classes,
     groups,
     is_layer,
     multiplies,
@@ -23,7 +23,6 @@ from edgevit.quant.flow import (
 )
 
 POOLS = {"mean", "sum", "amax", "max", "std", "var", "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d"}
-REDUCER = ".Reducer"  # edgevit.reduced_vit.Reducer: what is traced in it decides on tokens and moves them
 
 
 @dataclass(frozen=True)

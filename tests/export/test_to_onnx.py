@@ -79,3 +79,12 @@ def test_writing_twice_gives_the_same_bytes(traced, written, tmp_path):
     _, path, _ = written("tome:r=3")
     to_onnx(traced("tome:r=3"), tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
+
+
+def test_writing_leaves_the_program_as_it_is(traced, tmp_path):
+    nodes = list(traced("tome:r=3").program.graph.nodes)
+    before = [dict(node.meta) for node in nodes]
+    to_onnx(traced("tome:r=3"), tmp_path / "model.onnx")
+    assert [set(node.meta) for node in nodes] == [set(meta) for meta in before]
+    stacks = [node.meta.get("nn_module_stack") for node in nodes]  # layers are named by them
+    assert stacks == [meta.get("nn_module_stack") for meta in before]
