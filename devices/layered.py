@@ -31,8 +31,7 @@ def time_layers(
         for number, job in enumerate(jobs):
             if progress:
                 progress(job.bundle, number, len(jobs))
-            runner = job.runner if job.runner in BUILDERS else "layers"
-            request = build_request(job, plan, cores, session.engine(job)) | {"runner": runner, "times": job.runner}
+            request = build_request(job, plan, cores, session.engine(job)) | {"layers": True}
             record = session.run(request, f"{job.bundle}: timing layers", LOAD_LIMIT_S)
             runtime = {key: record[key] for key in ("runtime", "runtime_version", "fake")}
             found[job.bundle] = {"bundle": job.bundle, **runtime, **summary(record["layers"])}

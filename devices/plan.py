@@ -16,7 +16,6 @@ RUNNERS = {
     "openvino": HERE / "runner_openvino.py",
     "executorch": HERE / "runner_executorch.py",
     "trtexec": HERE / "runner_trtexec.py",
-    "layers": HERE / "runner_layers.py",
     "web": HERE / "runner_web.py",
     "fake": HERE / "runner_fake.py",
 }

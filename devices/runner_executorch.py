@@ -69,8 +69,16 @@ def open_engine(job: dict[str, Any], array: Any) -> tuple[Callable[[], object], 
     return lambda: method.call(images, clone_outputs=False), facts
 
 
+def time_layers(job: dict[str, Any], array: Any) -> dict[str, Any]:
+    """Raise: this runtime's package times none."""
+    raise RuntimeError("executorch times no single layers")
+
+
 # From here to the end, the runners of real engines hold the same text (a test compares them): each must be one
 # self-contained file, so that it can be copied to a device and run there.
+
+LAYER_WARM_UP, LAYER_INFERENCES = 10, 40
+"""Of `time_layers`."""
 
 
 def pseudo_random(shape: list[int], seed: int) -> Any:
@@ -144,10 +152,15 @@ def sample(run: Callable[[], object], job: dict[str, Any]) -> list[float]:
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """The whole round: load, first inference, warm-up, samples."""
+    """The whole round: load, first inference, warm-up, samples; or, where the job says `layers`, single layers."""
     if not Path(job["engine"]).is_file():
         raise RuntimeError(f"engine file {job['engine']} does not exist")
     array = pseudo_random(job["input"]["shape"], job["seed"])
+    if job.get("layers"):  # timing every layer slows a runtime: good for shares, no latency
+        found = time_layers(job, array)
+        if not found["layers"]:
+            raise RuntimeError(f"{found['runtime']} {found['runtime_version']} timed no layer")
+        return {"schema": 1, "runner": RUNNER, "fake": False, **found, "samples_ms": [], "job": job}
     run, facts = open_engine(job, array)
     facts["load_memory_bytes"] = memory_bytes("VmHWM")
     first_ms = once_ns(run) / 1e6

@@ -6,8 +6,8 @@ Python 3.9 or later, any CPU. Needs the standard library, numpy and openvino. Th
      "options": {"threads": 2, "config": {"INFERENCE_PRECISION_HINT": "bf16", "NUM_STREAMS": "1"}},
      "warmup_s": 0.5, "min_samples": 64, "min_seconds": 1.5, "max_seconds": 20, "out": "record.json"}
 
-It writes one JSON record with the raw samples to `out`. On an error: one line on stderr, exit status 1, no
-record.
+It writes one JSON record with the raw samples to `out`; with `"layers": true` instead the median of each layer in
+milliseconds. On an error: one line on stderr, exit status 1, no record.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ REPORTED = (
 )
 
 
-def open_engine(job: dict[str, Any], array: Any) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Read and compile the engine; return one inference as a function, and the facts for the record.
-
-    The input tensor is set once and shares the array's memory; outputs stay where the runtime wrote them.
-    """
+def runtime() -> Any:
+    """The module."""
     try:
-        import openvino as ov
+        import openvino
     except ImportError as error:
         raise RuntimeError(f"cannot import openvino ({error}): pip install openvino") from error
+    return openvino
 
+
+def read_config(job: dict[str, Any]) -> dict[str, str]:
+    """What the engine is compiled with."""
     options = dict(job["options"])
     threads = int(options.pop("threads", 0))  # 0: the runtime chooses
     config = {**DEFAULTS, **options.pop("config", {})}
@@ -50,6 +51,15 @@ def open_engine(job: dict[str, Any], array: Any) -> tuple[Callable[[], object], 
         raise RuntimeError(f"unknown options {sorted(options)}; known: threads, config")
     if threads:
         config["INFERENCE_NUM_THREADS"] = str(threads)
+    return config
+
+
+def open_engine(job: dict[str, Any], array: Any) -> tuple[Callable[[], object], dict[str, Any]]:
+    """Read and compile the engine; return one inference as a function, and the facts for the record.
+
+    The input tensor is set once and shares the array's memory; outputs stay where the runtime wrote them.
+    """
+    ov, config = runtime(), read_config(job)
     core = ov.Core()
     baseline = memory_bytes("VmRSS")
     start = time.perf_counter_ns()
@@ -77,8 +87,31 @@ def open_engine(job: dict[str, Any], array: Any) -> tuple[Callable[[], object], 
     return lambda: request.infer(share_outputs=True), facts
 
 
+def time_layers(job: dict[str, Any], array: Any) -> dict[str, Any]:
+    """Single layers by the request's own counters, read after each inference."""
+    ov = runtime()
+    compiled = ov.Core().compile_model(str(job["engine"]), "CPU", {**read_config(job), "PERF_COUNT": "YES"})
+    request = compiled.create_infer_request()
+    request.set_input_tensor(ov.Tensor(array, shared_memory=True))
+    times: dict[str, list[float]] = {}
+    kinds: dict[str, str] = {}
+    for number in range(LAYER_WARM_UP + LAYER_INFERENCES):
+        request.infer()
+        if number < LAYER_WARM_UP:
+            continue
+        for layer in request.get_profiling_info():
+            if layer.status == ov.ProfilingInfo.Status.EXECUTED:
+                times.setdefault(layer.node_name, []).append(layer.real_time.total_seconds() * 1e3)
+                kinds[layer.node_name] = layer.node_type
+    layers = [[name, kinds[name], statistics.median(found)] for name, found in times.items()]
+    return {"runtime": "openvino", "runtime_version": ov.__version__, "layers": layers}
+
+
 # From here to the end, the runners of real engines hold the same text (a test compares them): each must be one
 # self-contained file, so that it can be copied to a device and run there.
+
+LAYER_WARM_UP, LAYER_INFERENCES = 10, 40
+"""Of `time_layers`."""
 
 
 def pseudo_random(shape: list[int], seed: int) -> Any:
@@ -152,10 +185,15 @@ def sample(run: Callable[[], object], job: dict[str, Any]) -> list[float]:
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """The whole round: load, first inference, warm-up, samples."""
+    """The whole round: load, first inference, warm-up, samples; or, where the job says `layers`, single layers."""
     if not Path(job["engine"]).is_file():
         raise RuntimeError(f"engine file {job['engine']} does not exist")
     array = pseudo_random(job["input"]["shape"], job["seed"])
+    if job.get("layers"):  # timing every layer slows a runtime: good for shares, no latency
+        found = time_layers(job, array)
+        if not found["layers"]:
+            raise RuntimeError(f"{found['runtime']} {found['runtime_version']} timed no layer")
+        return {"schema": 1, "runner": RUNNER, "fake": False, **found, "samples_ms": [], "job": job}
     run, facts = open_engine(job, array)
     facts["load_memory_bytes"] = memory_bytes("VmHWM")
     first_ms = once_ns(run) / 1e6

@@ -6,8 +6,8 @@ Python 3.9 or later, any CPU. Needs the standard library, numpy and onnxruntime.
      "options": {"threads": 2, "session_config": {"session.intra_op.allow_spinning": "0"}},
      "warmup_s": 0.5, "min_samples": 64, "min_seconds": 1.5, "max_seconds": 20, "out": "record.json"}
 
-It writes one JSON record with the raw samples to `out`. On an error: one line on stderr, exit status 1, no
-record.
+It writes one JSON record with the raw samples to `out`; with `"layers": true` instead the median of each layer in
+milliseconds. On an error: one line on stderr, exit status 1, no record.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,20 +29,21 @@ if TYPE_CHECKING:
 RUNNER = "ort"
 
 
-def open_engine(job: dict[str, Any], array: Any) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Load the engine; return one inference as a function, and the facts for the record.
-
-    Input and outputs are bound once to preallocated buffers: a run allocates and copies nothing.
-    """
+def runtime() -> Any:
+    """The module."""
     # From 1.29 on the runtime uploads usage data from a thread of its own, which would land in the samples.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
-        import onnxruntime as ort
+        import onnxruntime
     except ImportError as error:
         raise RuntimeError(f"cannot import onnxruntime ({error}): pip install onnxruntime") from error
+    return onnxruntime
 
-    options = dict(job["options"])
-    threads = int(options.pop("threads", 0))  # 0: the runtime chooses
+
+def read_options(job: dict[str, Any]) -> tuple[int, dict[str, Any], Any]:
+    """Threads (0: the runtime chooses), session config, and both as the session's options."""
+    ort, options = runtime(), dict(job["options"])
+    threads = int(options.pop("threads", 0))
     config = dict(options.pop("session_config", {}))
     if options:
         raise RuntimeError(f"unknown options {sorted(options)}; known: threads, session_config")
@@ -52,6 +54,16 @@ def open_engine(job: dict[str, Any], array: Any) -> tuple[Callable[[], object], 
     settings.log_severity_level = 3
     for key, value in config.items():
         settings.add_session_config_entry(str(key), str(value))
+    return threads, config, settings
+
+
+def open_engine(job: dict[str, Any], array: Any) -> tuple[Callable[[], object], dict[str, Any]]:
+    """Load the engine; return one inference as a function, and the facts for the record.
+
+    Input and outputs are bound once to preallocated buffers: a run allocates and copies nothing.
+    """
+    ort = runtime()
+    threads, config, settings = read_options(job)
     baseline = memory_bytes("VmRSS")
     start = time.perf_counter_ns()
     session = ort.InferenceSession(str(job["engine"]), settings, providers=["CPUExecutionProvider"])
@@ -80,8 +92,38 @@ def open_engine(job: dict[str, Any], array: Any) -> tuple[Callable[[], object], 
     return lambda: session.run_with_iobinding(binding), facts
 
 
+def time_layers(job: dict[str, Any], array: Any) -> dict[str, Any]:
+    """Single layers by the runtime's profiler, which writes one event a layer and inference."""
+    ort = runtime()
+    _, _, settings = read_options(job)
+    settings.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        settings.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(str(job["engine"]), settings, providers=["CPUExecutionProvider"])
+        for _ in range(LAYER_WARM_UP + LAYER_INFERENCES):
+            session.run(None, {job["input"]["name"]: array})
+        events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+    return {"runtime": "onnxruntime", "runtime_version": ort.__version__, "layers": read_events(events)}
+
+
+def read_events(events: list[dict[str, Any]]) -> list[list[Any]]:
+    """The profiler's events → name, operator, milliseconds of each layer; the warm-up left out."""
+    times: dict[str, list[float]] = {}
+    kinds: dict[str, str] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            name = name[: -len("_kernel_time")]
+            times.setdefault(name, []).append(event["dur"] / 1e3)
+            kinds[name] = event.get("args", {}).get("op_name", "")
+    return [[name, kinds[name], statistics.median(found[LAYER_WARM_UP:] or found)] for name, found in times.items()]
+
+
 # From here to the end, the runners of real engines hold the same text (a test compares them): each must be one
 # self-contained file, so that it can be copied to a device and run there.
+
+LAYER_WARM_UP, LAYER_INFERENCES = 10, 40
+"""Of `time_layers`."""
 
 
 def pseudo_random(shape: list[int], seed: int) -> Any:
@@ -155,10 +197,15 @@ def sample(run: Callable[[], object], job: dict[str, Any]) -> list[float]:
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """The whole round: load, first inference, warm-up, samples."""
+    """The whole round: load, first inference, warm-up, samples; or, where the job says `layers`, single layers."""
     if not Path(job["engine"]).is_file():
         raise RuntimeError(f"engine file {job['engine']} does not exist")
     array = pseudo_random(job["input"]["shape"], job["seed"])
+    if job.get("layers"):  # timing every layer slows a runtime: good for shares, no latency
+        found = time_layers(job, array)
+        if not found["layers"]:
+            raise RuntimeError(f"{found['runtime']} {found['runtime_version']} timed no layer")
+        return {"schema": 1, "runner": RUNNER, "fake": False, **found, "samples_ms": [], "job": job}
     run, facts = open_engine(job, array)
     facts["load_memory_bytes"] = memory_bytes("VmHWM")
     first_ms = once_ns(run) / 1e6

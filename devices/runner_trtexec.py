@@ -2,7 +2,7 @@
 
 Python 3.9 or later, standard library; files of edgevit/devices lie beside it. The job's engine is an ONNX file; the
 engine is built once on the device and kept in the job's `cache`, by content, device and version. A job with
-`"min_samples": 0` only builds, one with `times` times single layers. It writes one JSON record with the raw samples,
+`"min_samples": 0` only builds, one with `layers` times single layers. It writes one JSON record with the raw samples,
 trtexec's GPU times, to `out`. On an error: one line on stderr, exit status 1, no record.
 """
 
@@ -148,7 +148,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "placement": [how["device"]],
         "job": job,
     }
-    if "times" in job:
+    if job.get("layers"):
         return {**facts, "samples_ms": [], "layers": layers(program, folder)}
     if not job["min_samples"]:
         return {**facts, "samples_ms": []}

@@ -6,7 +6,7 @@ import tempfile
 import pytest
 
 from edgevit.devices.by_layer import placed, summary
-from edgevit.devices.runner_layers import WARM_UP, read_events
+from edgevit.devices.runner_ort import LAYER_WARM_UP, read_events
 from edgevit.devices.trt_layers import Layers, read_profile
 from edgevit.errors import MeasureError
 from edgevit.places import Placer
@@ -41,7 +41,7 @@ def test_the_sums():
 
 def test_events_of_the_warm_up_are_left_out():
     event = {"cat": "Node", "name": "blocks.0/fc_kernel_time", "args": {"op_name": "Gemm"}}
-    slow = [{**event, "dur": 9000}] * WARM_UP
+    slow = [{**event, "dur": 9000}] * LAYER_WARM_UP
     assert read_events([{"cat": "Session", "name": "x"}, *slow, {**event, "dur": 2000}]) == [
         ["blocks.0/fc", "Gemm", 2.0]
     ]
