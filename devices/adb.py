@@ -12,6 +12,7 @@ from pathlib import Path
 from edgevit.devices.collect import is_fake
 from edgevit.devices.transport import Done, call
 from edgevit.errors import MeasureError
+from edgevit.files import whole
 
 SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]*")
 OWN = re.compile(rb"adb: |error: (device|closed|protocol|no devices|more than one)")
@@ -70,12 +71,8 @@ class Adb:
 
     def pull(self, source: str, target: Path, timeout_s: float = 600) -> None:
         """With adb's own protocol, beside its place; renamed when whole."""
-        part = target.with_name(target.name + ".part")
-        try:
+        with whole(target) as part:
             self._copy(["pull", source, str(part)], f"fetching {source}", timeout_s)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
 
     def _copy(self, words: list[str], step: str, timeout_s: float) -> None:
         done = self._adb(words, step, timeout_s)
@@ -86,6 +83,4 @@ class Adb:
         return call(["adb", "-s", self.serial, *words], f"adb {self.serial}: {step}", timeout_s=timeout_s)
 
     def _error(self, step: str, done: Done) -> MeasureError:
-        text = (done.stderr + done.stdout).decode("utf-8", "replace")
-        hint = next((f"; {hint}" for found, hint in HINTS if found in text), "")
-        return MeasureError(f"adb {self.serial}: {step} failed: {done.last_line}{hint}")
+        return MeasureError(f"adb {self.serial}: {step} failed: {done.hinted(HINTS)}")

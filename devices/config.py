@@ -22,6 +22,7 @@ from typing import Any
 
 from edgevit.devices.transport import TRANSPORTS, Transport
 from edgevit.errors import MeasureError
+from edgevit.files import whole
 from edgevit.names import did_you_mean, named
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -107,11 +108,9 @@ def add(name: str, table: Mapping[str, str | int], path: Path | None = None) -> 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         old = path.read_text("utf-8") if path.exists() else ""
-        part = path.with_name(path.name + ".part")
-        part.write_text(
-            old + ("" if not old else "\n" if old.endswith("\n") else "\n\n") + "\n".join(lines) + "\n", "utf-8"
-        )
-        part.replace(path)
+        gap = "" if not old else "\n" if old.endswith("\n") else "\n\n"
+        with whole(path) as beside:
+            beside.write_text(old + gap + "\n".join(lines) + "\n", "utf-8")
     except OSError as error:
         raise MeasureError(f"{path} cannot be written ({error.strerror})") from error
     return path

@@ -16,6 +16,7 @@ from pathlib import Path
 from edgevit.devices.collect import is_fake
 from edgevit.devices.transport import Done, call
 from edgevit.errors import MeasureError
+from edgevit.files import whole
 
 PROGRAM = "pymobiledevice3"
 UDID = re.compile(r"[0-9A-Fa-f-]{20,40}")
@@ -68,20 +69,14 @@ class IosUsb:
 
     def pull(self, source: str, target: Path, timeout_s: float = 600) -> None:
         """From the app's Documents, beside its place here; renamed when whole."""
-        part = target.with_name(target.name + ".part")
-        try:
+        with whole(target) as part:
             words = [PROGRAM, "apps", "pull", self.app, source, str(part), "--udid", self.udid]
             self._call(words, f"fetching {source}", timeout_s)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
 
     def _call(self, words: list[str], step: str, timeout_s: float) -> Done:
         done = call(words, f"ios-usb {self.udid}: {step}", timeout_s=timeout_s)
         if done.status:
-            text = (done.stderr + done.stdout).decode("utf-8", "replace")
-            hint = next((f"; {hint}" for found, hint in HINTS if found in text), "")
-            raise MeasureError(f"ios-usb {self.udid}: {step} failed: {done.last_line}{hint}")
+            raise MeasureError(f"ios-usb {self.udid}: {step} failed: {done.hinted(HINTS)}")
         return done
 
 

@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgevit.devices.rounds import last_line
 from edgevit.devices.transport import Done, call
 from edgevit.errors import MeasureError
+from edgevit.files import whole
 
 HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:%\[\]-]*")
 FAILED = 255
@@ -129,9 +129,8 @@ class Ssh:
 
     def _error(self, step: str, stderr: bytes) -> MeasureError:
         """What ssh said, and what to do."""
-        text = stderr.decode("utf-8", "replace")
-        hint = next((f"; {hint}" for found, hint in HINTS if found in text), "").format(host=self.host)
-        return MeasureError(f"ssh {self.host}: {step} failed: {last_line(stderr) or 'it said nothing'}{hint}")
+        hints = [(found, hint.format(host=self.host)) for found, hint in HINTS]
+        return MeasureError(f"ssh {self.host}: {step} failed: {Done(255, b'', stderr).hinted(hints)}")
 
     def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_s: float = 60) -> Done:
         """Run it; exit status 255 is taken for ssh's own."""
@@ -151,16 +150,12 @@ class Ssh:
 
     def pull(self, source: str, target: Path, timeout_s: float = 600) -> None:
         """Through `cat` into a file beside its place; renamed when whole."""
-        part = target.with_name(target.name + ".part")
-        try:
+        with whole(target) as part:
             with open(part, "wb") as stream:
                 command = self.command(["cat", source])
                 done = call(command, f"ssh {self.host}: fetching {source}", stdout=stream, timeout_s=timeout_s)
             if done.status:
                 raise self._error(f"fetching {source}", done.stderr)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def _end(master: subprocess.Popen[bytes]) -> None:

@@ -36,6 +36,11 @@ class Done(NamedTuple):
         """The last line that says something, of standard error and else of standard output."""
         return last_line(self.stderr) or last_line(self.stdout) or "it said nothing"
 
+    def hinted(self, hints: Sequence[tuple[str, str]]) -> str:
+        """`last_line`, with what to do behind it where one of `hints` (what is said → what to do) knows."""
+        text = (self.stderr + self.stdout).decode("utf-8", "replace")
+        return self.last_line + next((f"; {hint}" for found, hint in hints if found in text), "")
+
 
 class Transport(Protocol):
     """One way to one device."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import BundleError
+from edgevit.files import whole
 from edgevit.hashes import sha256_file
 from edgevit.preprocess import Preprocess
 from edgevit.stages import Engine, InputSpec
@@ -197,11 +197,6 @@ def full_disk(error: BaseException) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write beside, then rename."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Whole or not at all."""
+    with whole(path) as beside:
+        beside.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n", encoding="utf-8")

@@ -10,13 +10,12 @@ The first row is the baseline; a value that was not measured prints as an en das
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import BundleError
+from edgevit.files import whole
 from edgevit.report_page import html
 from edgevit.report_plot import plot_svg
 from edgevit.report_rows import COLUMNS, DASH, Headline, Row, cells, headline
@@ -60,19 +59,12 @@ def write_report(
     notes: Sequence[str] = (),
     samples: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> Path:
-    """Write the page to `path`; whoever reads meanwhile sees the old page or the new one, never half of one.
-
-    Raises BundleError when the place cannot be written.
-    """
+    """Write the page to `path`. Raises BundleError when the place cannot be written."""
     text = html(title, rows, conditions, pictures, commands, notes, samples)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        with whole(path) as beside:
+            beside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BundleError(f"the report {path} cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(OSError):  # after an error there; the report's own error is the one to tell
-            beside.unlink(missing_ok=True)
     return path

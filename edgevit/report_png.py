@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import missing_extra
+from edgevit.files import whole
 from edgevit.report_latency import spread
 from edgevit.report_rows import Row, bounds
 
@@ -36,12 +37,8 @@ def write_plots(folder: Path, rows: Sequence[Row], samples: Mapping[str, Sequenc
     written = []
     for name, figure in plots(rows, samples):
         path = folder / f"{name}.png"
-        beside = path.with_name(f".{path.name}.part")
-        try:
+        with whole(path) as beside:
             figure.savefig(beside, format="png")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
         written.append(path)
     return written
 

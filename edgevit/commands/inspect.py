@@ -9,6 +9,7 @@ from typing import Any
 
 from edgevit.commands.terminal import add_model_flags, bytes_text, print_json, print_table
 from edgevit.errors import DataError, UnsupportedModel
+from edgevit.files import whole
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -166,7 +167,6 @@ def _draw(arguments: argparse.Namespace, checkpoint: Any, vit: Any, reduced: Any
     rows = [draw_file(file, checkpoint.preprocess, reduced.module, vit.grid)[0] for file in arguments.image]
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = Path(arguments.out) / "tokens.png"
-    part = path.with_name(".tokens.png.part")
-    contact(rows).save(part, format="PNG")
-    part.replace(path)
+    with whole(path) as beside:
+        contact(rows).save(beside, format="PNG")
     return path
