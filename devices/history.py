@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS rounds (
 );
 PRAGMA user_version = {VERSION};
 """
+SESSIONS = "SELECT id, time, device, fake, summary FROM sessions"
 WAIT_S = 30.0
 """So long one writer waits for another."""
 
@@ -119,7 +120,7 @@ def sessions(bundle: str | None = None, device: str | None = None) -> list[dict[
         for what, column, name in (("bundle", "rounds.bundle", bundle), ("device", "sessions.device", device)):
             _known(store, what, column, name)
         found = store.execute(
-            "SELECT id, time, device, fake, summary FROM sessions WHERE (?1 IS NULL OR device = ?1) AND (?2 IS NULL OR "
+            f"{SESSIONS} WHERE (?1 IS NULL OR device = ?1) AND (?2 IS NULL OR "
             "EXISTS (SELECT 1 FROM rounds WHERE session = id AND bundle = ?2)) ORDER BY sessions.rowid",
             (device, bundle),
         ).fetchall()
@@ -139,15 +140,29 @@ def session(name: str) -> dict[str, Any]:
 
     Raises MeasureError: there is none, or there are several.
     """
-    found = [one for one in sessions() if one["session"].startswith(name)]
+    found: list[Any] = []
+    rows: list[Any] = []
+    if store_path().exists():
+        with _opened() as store:
+            found = store.execute(f"{SESSIONS} WHERE substr(id, 1, ?) = ?", (len(name), name)).fetchall()
+            if len(found) == 1:
+                lines = "SELECT line FROM rounds WHERE session = ? ORDER BY number"
+                rows = store.execute(lines, found[0][:1]).fetchall()
     if len(found) != 1:
         told = f"{len(found)} sessions begin with {name!r}; give more of it" if found else f"no session {name!r}"
         raise MeasureError(f"{told}; `edgevit history` lists them")
-    with _opened() as store:
-        rows = store.execute(
-            "SELECT line FROM rounds WHERE session = ? ORDER BY number", (found[0]["session"],)
-        ).fetchall()
-    return {**found[0], "rounds": [json.loads(row[0]) for row in rows]}
+    return {**_session(found[0]), "rounds": [json.loads(row[0]) for row in rows]}
+
+
+def newest() -> str:
+    """The name of the session that was added last. Raises MeasureError: there is none."""
+    found = None
+    if store_path().exists():
+        with _opened() as store:
+            found = store.execute("SELECT id FROM sessions ORDER BY rowid DESC LIMIT 1").fetchone()
+    if found is None:
+        raise MeasureError(f"nothing is measured yet ({store_path()}): run `edgevit profile BUNDLE` first")
+    return str(found[0])
 
 
 def _session(row: tuple[Any, ...]) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from edgevit.commands.terminal import print_json, print_table
+from edgevit.commands.terminal import csv_text, print_json, print_table
 
 COLUMNS = (
     *("session", "time", "device", "bundle", "against", "median_ms", "ci95_low_ms", "ci95_high_ms", "p90_ms", "p99_ms"),
@@ -43,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"file": str(history.store_path()), "results": found})
     elif arguments.csv:
-        _print_csv(COLUMNS, found)
+        print(csv_text(COLUMNS, found), end="")
     else:
         print_table(_table(found, str(history.store_path())))
     return 0
@@ -82,20 +80,13 @@ def _show(one: dict[str, Any], arguments: argparse.Namespace) -> None:
             for line in one["rounds"]
             for number, ms in enumerate(line["samples_ms"])
         )
-        _print_csv(SAMPLE_COLUMNS, samples)
+        print(csv_text(SAMPLE_COLUMNS, samples), end="")
         return
     if arguments.json:
         print_json(one)
         return
     print(f"{one['session']}: {one['time']}, device {one['device']}")
     show_summary(one["summary"], as_json=False)
-
-
-def _print_csv(columns: Iterable[str], found: Iterable[Mapping[str, Any]]) -> None:
-    """With a header; what was not measured is empty."""
-    writer = csv.DictWriter(sys.stdout, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
 
 
 def _table(found: list[dict[str, Any]], title: str) -> Any:

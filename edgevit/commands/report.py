@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from pathlib import Path
 
-from edgevit.commands.terminal import print_json, print_table
+from edgevit.commands.terminal import csv_text, print_json, print_table
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -27,26 +25,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read the history, write the folder, show the table."""
     from edgevit.devices import history
-    from edgevit.errors import BundleError, MeasureError
+    from edgevit.errors import BundleError
+    from edgevit.files import whole
     from edgevit.report import table, write_report
     from edgevit.report_png import write_plots
     from edgevit.report_session import columns, measured, read_accuracy
 
-    wanted = arguments.sessions or [one["session"] for one in history.sessions()[-1:]]
-    if not wanted:
-        raise MeasureError(f"nothing is measured yet ({history.store_path()}): run `edgevit profile BUNDLE` first")
-    found = measured([history.session(name) for name in dict.fromkeys(wanted)], read_accuracy(arguments.eval))
+    names = arguments.sessions or [history.newest()]
+    found = measured([history.session(name) for name in dict.fromkeys(names)], read_accuracy(arguments.eval))
     out = arguments.out
     page = write_report(
         out / "report.html", arguments.title, found.rows, found.conditions, notes=found.notes, samples=found.samples
     )
-    text = io.StringIO()
     lines = [columns(row) for row in found.rows]
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
     try:
-        (out / "report.csv").write_text(text.getvalue(), encoding="utf-8")
+        with whole(out / "report.csv") as beside:
+            beside.write_text(csv_text(lines[0], lines), encoding="utf-8")
         pictures = write_plots(out, found.rows, found.samples) if arguments.png else []
     except OSError as error:
         raise BundleError(f"the report {out} cannot be written: {error.strerror}") from error
