@@ -92,10 +92,11 @@ def profile(
     slots = order(jobs, against, plan.rounds)
     rounds: list[Round] = []
     records: list[Mapping[str, Any]] = []
-    with opened(device, [*jobs, *([against] if against else [])]) as session:
+    every = [*jobs, *([against] if against else [])]
+    with opened(device, every) as session:
         session.prepare(setup)
         about, before = session.device(), session.state()
-        built = _build(session, [*jobs, *([against] if against else [])], plan, before["usable_cores"], progress)
+        built = _build(session, every, plan, before["usable_cores"], progress)
         for number, slot in enumerate(slots):
             if progress:
                 progress(slot.job.bundle, number, len(slots))

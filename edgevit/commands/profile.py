@@ -51,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     device = None if arguments.device == LOCAL else find(arguments.device)
     bundles = [Bundle.load(path) for path in arguments.bundles]
     against = Bundle.load(arguments.against) if arguments.against else None
-    names = unique_names([*bundles, *([against] if against else [])])
+    every = [*bundles, *([against] if against else [])]
+    names = unique_names(every)
     there = device is not None
     jobs = [job(b, n, there) for b, n in zip(bundles, names, strict=False)]
     options: dict[str, Any] = {"threads": arguments.threads}
@@ -71,8 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         record(found, arguments.out)
     show_summary(found.to_json(), arguments.json)
     if not arguments.no_history:  # last: whatever is wrong there, the measurement is out
-        engines = [*bundles, *([against] if against else [])]
-        history.save(found, {name: about(bundle) for name, bundle in zip(names, engines, strict=True)})
+        history.save(found, {name: about(bundle) for name, bundle in zip(names, every, strict=True)})
     return 0
 
 

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 from edgevit.errors import EmbedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from edgevit.bundle import Bundle
 
 BUNDLE, GOLDEN = "bundle", "golden"
@@ -57,9 +55,11 @@ def write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def filled(text: str, values: Mapping[str, object]) -> str:
-    """Replace each `$name`; an unknown one is an error."""
-    return Template(text).substitute(values)
+def write_readme(package: str, bundle: Bundle, folder: Path, **values: str) -> None:
+    """README.md from the template's: `$model`, `$target`, `$precision` and `values`; an unknown name is an error."""
+    known = {key: bundle.manifest[key] for key in ("target", "precision")}
+    text = Template(template(package, "README.md")).substitute(known, model=bundle.manifest["model"]["name"], **values)
+    write_text(folder / "README.md", text)
 
 
 def installed_bytes(package: str) -> int | None:

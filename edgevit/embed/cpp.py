@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgevit.embed.base import filled, installed_bytes, template, write_text
+from edgevit.embed.base import installed_bytes, template, write_readme, write_text
 
 if TYPE_CHECKING:
     from edgevit.bundle import Bundle
@@ -40,14 +40,8 @@ class Cpp:
             folder / "CMakeLists.txt",
             template(TEMPLATES, "CMakeLists.txt").replace("@TARGET@", target).replace("@KEY@", key or ""),
         )
-        values = {
-            "model": bundle.manifest["model"]["name"],
-            "target": target,
-            "precision": bundle.manifest["precision"],
-            "configure": CONFIGURE[target],
-            "runtime": f"{RUNTIMES[target]} {bundle.manifest['runtime']['version'].split('-')[0]}",
-        }
-        write_text(folder / "README.md", filled(template(TEMPLATES, "README.md"), values))
+        runtime = f"{RUNTIMES[target]} {bundle.manifest['runtime']['version'].split('-')[0]}"
+        write_readme(TEMPLATES, bundle, folder, configure=CONFIGURE[target], runtime=runtime)
 
     def runtime_bytes(self, bundle: Bundle) -> int | None:
         """Of the Python package, whose libraries are the same; None where it is not installed."""

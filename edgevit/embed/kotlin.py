@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgevit.embed.base import check_filter, filled, template, write_text
+from edgevit.embed.base import check_filter, template, write_readme, write_text
 
 if TYPE_CHECKING:
     from edgevit.bundle import Bundle
@@ -41,13 +41,7 @@ class Kotlin:
         for name, place in {**PLACES, f"Engine_{target}.kt": f"{MAIN}/Engine.kt"}.items():
             text = template(TEMPLATES, name).replace("@DEPENDENCY@", dependency).replace(UNSIGNED, signed)
             write_text(folder / place, text)
-        values = {
-            "model": bundle.manifest["model"]["name"],
-            "precision": bundle.manifest["precision"],
-            "target": target,
-            "dependency": dependency,
-        }
-        write_text(folder / "README.md", filled(template(TEMPLATES, "README.md"), values))
+        write_readme(TEMPLATES, bundle, folder, dependency=dependency)
 
     def runtime_bytes(self, bundle: Bundle) -> int | None:
         """Of the Android library: not known here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgevit.embed.base import filled, installed_bytes, template, write_text
+from edgevit.embed.base import installed_bytes, template, write_readme, write_text
 
 if TYPE_CHECKING:
     from edgevit.bundle import Bundle
@@ -49,9 +49,7 @@ class Python:
         needed = ["numpy", f"pillow>={pillow}  # older ones may round a resize in another order", runtime]
         needed += ["cryptography"] if key else []
         write_text(folder / "requirements.txt", "\n".join(needed) + "\n")
-        model = bundle.manifest["model"]["name"]
-        values = {"model": model, "target": target, "precision": bundle.manifest["precision"], "runtime": runtime}
-        write_text(folder / "README.md", filled(template(TEMPLATES, "README.md"), values))
+        write_readme(TEMPLATES, bundle, folder, runtime=runtime)
 
     def runtime_bytes(self, bundle: Bundle) -> int | None:
         """Of the runtime's Python package, without numpy and Pillow."""

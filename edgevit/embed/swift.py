@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgevit.embed.base import check_filter, filled, template, write_text
+from edgevit.embed.base import check_filter, template, write_readme, write_text
 
 if TYPE_CHECKING:
     from edgevit.bundle import Bundle
@@ -33,8 +33,7 @@ class Swift:
         check_filter(self.name, bundle)
         for name, place in PLACES.items():
             write_text(folder / place, template(TEMPLATES, name).replace("@KEY@", key or ""))
-        values = {"model": bundle.manifest["model"]["name"], "precision": bundle.manifest["precision"]}
-        write_text(folder / "README.md", filled(template(TEMPLATES, "README.md"), values))
+        write_readme(TEMPLATES, bundle, folder)
 
     def runtime_bytes(self, bundle: Bundle) -> int | None:
         """Core ML is part of the system."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevit.bundle import MANIFEST
-from edgevit.embed.base import BUNDLE, filled, template, write_text
+from edgevit.embed.base import BUNDLE, template, write_readme, write_text
 from edgevit.hashes import sha256_file
 from edgevit.signing import SIGNATURE
 
@@ -39,8 +39,7 @@ class Web:
         cache = f"classifier-{hashlib.sha256(files.encode()).hexdigest()[:16]}"
         worker = template(TEMPLATES, "sw.js").replace("@FILES@", files).replace("@CACHE@", cache)
         write_text(folder / "sw.js", worker.replace("@KEY@", key or ""))
-        values = {"model": bundle.manifest["model"]["name"], "precision": bundle.manifest["precision"]}
-        write_text(folder / "README.md", filled(template(TEMPLATES, "README.md"), values))
+        write_readme(TEMPLATES, bundle, folder)
 
     def runtime_bytes(self, bundle: Bundle) -> int | None:
         """onnxruntime-web's files, which lie in the bundle."""

@@ -98,6 +98,10 @@ class Dataflow:
             return []
         return [n for n in dict.fromkeys(reads(step.node)) if n in self.shapes or n == self.image]
 
+    def arrays(self) -> Values:
+        """What is known before any image comes, at batch 1."""
+        return {name: value for name, value in self.seen[0].items() if isinstance(value, np.ndarray)}
+
     def maker(self, value: str) -> Any:
         """The step that makes a value, or None."""
         return self.steps[self.made[value]] if value in self.made else None

@@ -87,7 +87,7 @@ def _above(flow: Dataflow, value: str) -> tuple[list[Any], list[Any]]:
 
 def _heads(flow: Dataflow, attention: Any, place: int, steps: list[Any], linear: Any, sent: torch.Tensor) -> np.ndarray:
     """`[1, N, C]` for a Linear's output → `[H, N, d]` as the attention gets it; norms are passed by."""
-    values: dict[str, Any] = {n: v for n, v in flow.seen[0].items() if isinstance(v, np.ndarray)}
+    values = flow.arrays()
     values[linear.node.output[0]] = sent
     for step in steps:
         if step.node.op_type in NORMS:
@@ -117,7 +117,7 @@ def joined(flow: Dataflow, attention: Any, heads: int) -> str:
     tokens, size = (shape[2], shape[3]) if len(shape) == 4 else (shape[1], shape[2] // heads)
     want = torch.arange(tokens * heads * size, dtype=torch.float64).reshape(1, tokens, heads * size)
     sent = want if len(shape) == 3 else want.reshape(1, tokens, heads, size).transpose(1, 2)
-    values: dict[str, Any] = {n: v for n, v in flow.seen[0].items() if isinstance(v, np.ndarray)}
+    values = flow.arrays()
     values[start] = sent
     for step in steps:
         compute(step, values)

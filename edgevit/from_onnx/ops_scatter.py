@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgevit.from_onnx.ops_math import Attributes
-from edgevit.from_onnx.ops_shape import whole
+from edgevit.from_onnx.ops_shape import flat_places, whole
 from edgevit.tokens.lowering import ascending
 
 MOST_COMPARISONS = 1 << 26  # of one node, each a byte
@@ -49,10 +49,7 @@ def scatter_nd(attributes: Attributes, data: Tensor, index: Tensor, updates: Ten
     """Slices of `data` at index tuples `[..., depth]`, put or added."""
     depth = int(index.shape[-1])
     sizes = [int(s) for s in data.shape[:depth]]
-    flat = torch.zeros_like(index[..., 0])
-    for i, size in enumerate(sizes):
-        flat = flat * size + whole(index[..., i], size)
-    hits = _hits(flat.reshape(-1), math.prod(sizes))  # [K, rows]
+    hits = _hits(flat_places(index, sizes).reshape(-1), math.prod(sizes))  # [K, rows]
     rows = data.reshape(math.prod(sizes), -1)
     placed = hits.transpose(0, 1) @ updates.to(hits.dtype).reshape(hits.shape[0], -1)
     return _joined(attributes, rows, placed, hits.sum(0).unsqueeze(-1)).reshape(data.shape)

@@ -134,6 +134,14 @@ def whole(indices: Tensor, size: int) -> Tensor:
     return torch.where(indices < 0, indices + size, indices).to(torch.int64)
 
 
+def flat_places(indices: Tensor, sizes: list[int]) -> Tensor:
+    """Index tuples `[..., depth]` into axes of these sizes → places in the axes laid end to end, `[...]`."""
+    flat = torch.zeros_like(indices[..., 0])
+    for i, size in enumerate(sizes):
+        flat = flat * size + whole(indices[..., i], size)
+    return flat
+
+
 def gather(attributes: Attributes, x: Tensor, indices: Any) -> Tensor:
     """`x` at the indices along `axis`, whose place their shape takes."""
     axis = attributes.get("axis", 0) % x.ndim
@@ -160,9 +168,7 @@ def gather_nd(attributes: Attributes, x: Tensor, indices: Any) -> Tensor:
     indices = torch.as_tensor(indices)
     batch, depth = attributes.get("batch_dims", 0), int(indices.shape[-1])
     sizes = [int(s) for s in x.shape[batch : batch + depth]]
-    flat = torch.zeros_like(indices[..., 0])
-    for i, size in enumerate(sizes):
-        flat = flat * size + whole(indices[..., i], size)
+    flat = flat_places(indices, sizes)
     groups = int(np.prod([int(s) for s in x.shape[:batch]], dtype=np.int64))
     rest = [int(s) for s in x.shape[batch + depth :]]
     rows = x.reshape(groups, int(np.prod(sizes, dtype=np.int64)), -1)

@@ -16,7 +16,7 @@ from edgevit.bundle import Bundle
 from edgevit.embed.golden import images
 from edgevit.evaluate import evaluate
 from edgevit.preprocess import INTERPOLATIONS, RESIZES, Preprocess
-from tests.embed.conftest import change, flip, follow, rehashed, shorten
+from tests.embed.conftest import change, flip, follow, rehashed, shorten, smaller
 
 pytestmark = [
     pytest.mark.slow,
@@ -126,11 +126,6 @@ def test_every_resize_is_exact(built, sanitized, tmp_path):
         done = call(sanitized, bundle, golden)
         assert done.returncode == 0, (interpolation, resize, done.stdout, done.stderr)
         assert done.stdout.count("exact") == 9
-
-
-def smaller(manifest):
-    manifest["preprocess"].update(size=[64, 64])
-    manifest["input"].update(shape=[1, 3, 64, 64])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.embed.conftest import change, flip, rehashed, shorten
+from tests.embed.conftest import change, flip, rehashed, shorten, smaller
 
 # A machine that has neither: what is not named here is what the app may import.
 ALONE = """
@@ -89,11 +89,6 @@ def test_no_file_of_the_app_names_edgevit_s_modules(made):
     for path in app.rglob("*.py"):
         assert "import edgevit" not in path.read_text()
         assert "from edgevit" not in path.read_text()
-
-
-def smaller(manifest):
-    manifest["preprocess"].update(size=[64, 64])
-    manifest["input"].update(shape=[1, 3, 64, 64])
 
 
 @pytest.mark.parametrize(

@@ -8,21 +8,10 @@ import numpy as np
 import pytest
 
 from edgevit.embed.write import embed
-from edgevit.errors import EdgeVitError
 from edgevit.evaluate import evaluate
 from edgevit.pipeline import ExportSettings, export
-from edgevit.runtimes import runtime
 from tests.embed.conftest import change, flip
-from tests.runtimes.devtools import Page
-
-
-def lacking():
-    try:
-        runtime("web").version()
-    except EdgeVitError as error:
-        return str(error)
-    return runtime("web").runs_here()
-
+from tests.runtimes.devtools import Page, lacking
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(lacking()), reason=str(lacking()))]
 LOADED = "window.classifier && 1"

@@ -10,6 +10,17 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler
 
 from edgevit.devices.runner_web import FLAGS, Server, _close, _sandbox, find_chromium
+from edgevit.errors import EdgeVitError
+from edgevit.runtimes import runtime
+
+
+def lacking():
+    """What of npm and Chromium is missing; `.ci/run` installs both."""
+    try:
+        runtime("web").version()
+    except EdgeVitError as error:
+        return str(error)
+    return runtime("web").runs_here()
 
 
 class Plain(Server):

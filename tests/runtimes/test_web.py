@@ -16,22 +16,12 @@ import torch
 
 from edgevit.commands.targets import survey
 from edgevit.devices import runner_web
-from edgevit.errors import EdgeVitError, MissingExtra, RuntimeRefusal
+from edgevit.errors import MissingExtra, RuntimeRefusal
 from edgevit.preprocess import INTERPOLATIONS, RESIZES, Preprocess
 from edgevit.runtimes import runtime
 from edgevit.runtimes.web import PAGE, Web, WebSession
 from edgevit.stages import Graph, InputSpec
-from tests.runtimes.devtools import Page
-
-
-def lacking():
-    """What of npm and Chromium is missing; `.ci/run` installs both."""
-    try:
-        runtime("web").version()
-    except EdgeVitError as error:
-        return str(error)
-    return runtime("web").runs_here()
-
+from tests.runtimes.devtools import Page, lacking
 
 pytestmark = pytest.mark.skipif(bool(lacking()), reason=str(lacking()))
 
