@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "onnxruntime-web"
 PLACE = "EDGEVIT_ORT_WEB"
-PAGE = ("index.html", "page.js", "style.css", "engine.js", "worker.js", "preprocess.js", "check.js")
+PAGE = ("index.html", "page.js", "parts.js", "style.css", "engine.js", "worker.js", "preprocess.js", "check.js")
 WASM = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 WEBGPU = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
 NOTICES = ("LICENSE", "ThirdPartyNotices.txt")

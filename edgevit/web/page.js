@@ -3,19 +3,13 @@
 
 import { serve } from "./check.js";
 import { Engine } from "./engine.js";
+import { at, classifying, element, fail, item, listen, ms, showTimes } from "./parts.js";
 
 const SHOWN = 5;
-const at = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
 const wanted = { backend: query.get("backend") ?? "auto", threads: Number(query.get("threads") ?? 0) };
 at("unserved").hidden = true; // this script runs: the page was served
 const percent = (share) => (share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`);
-const ms = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
-
-function fail(error) {
-  at("error").hidden = false;
-  at("error").textContent = error.message;
-}
 
 async function read(file) {
   const response = await fetch(file);
@@ -36,26 +30,11 @@ function softmax(values) {
   return powers.map((p) => p / sum);
 }
 
-function element(tag, className, text = "") {
-  const made = document.createElement(tag);
-  made.className = className;
-  made.textContent = text;
-  return made;
-}
-
 function showResults(outputs, labels) {
   const shares = softmax(outputs);
   const order = shares.map((_, i) => i).sort((a, b) => shares[b] - shares[a] || a - b);
   const items = order.slice(0, SHOWN).map((index) => {
-    const item = element("li", "");
-    const row = element("div", "row");
-    row.append(element("span", "label", labels[index] || `class ${index}`));
-    row.append(element("span", "share", percent(shares[index])));
-    const bar = element("div", "bar");
-    bar.append(element("span", ""));
-    bar.firstChild.style.width = `${100 * shares[index]}%`;
-    item.append(row, bar);
-    return item;
+    return item(labels[index] || `class ${index}`, percent(shares[index]), shares[index]);
   });
   at("results").replaceChildren(...items);
 }
@@ -84,38 +63,13 @@ function showModel(manifest) {
   at("summary").textContent = [model.arch, precision].filter(Boolean).join(", ") + less;
 }
 
-async function classify(engine, { manifest, labels }, image) {
-  at("error").hidden = true;
-  const old = at("picture").src;
-  at("picture").src = URL.createObjectURL(image);
-  if (old) URL.revokeObjectURL(old);
-  at("picture").hidden = false;
-  at("hint").hidden = true;
+function classify(engine, { manifest, labels }, image) {
   at("drop").classList.add("full");
-  try {
+  return classifying(image, async () => {
     const found = await engine.ask("classify", { image, preprocess: manifest.preprocess });
     showResults(found.outputs, labels);
-    at("times").textContent = `inference ${ms(found.ms)}, preparing the image ${ms(found.prepare_ms)}`;
-  } catch (error) {
-    at("results").replaceChildren();
-    at("times").textContent = "";
-    fail(new Error(`This image could not be classified: ${error.message}`));
-  }
-}
-
-function listen(take) {
-  const drop = at("drop");
-  at("file").onchange = (event) => event.target.files[0] && take(event.target.files[0]);
-  drop.onkeydown = (event) => (event.key === "Enter" || event.key === " ") && at("file").click();
-  window.ondragover = (event) => (event.preventDefault(), drop.classList.add("over"));
-  window.ondragleave = () => drop.classList.remove("over");
-  window.ondrop = (event) => {
-    event.preventDefault();
-    drop.classList.remove("over");
-    const [file] = event.dataTransfer.files;
-    if (file) take(file);
-  };
-  window.onpaste = (event) => event.clipboardData.files[0] && take(event.clipboardData.files[0]);
+    showTimes(found);
+  });
 }
 
 async function measure(engine, shape) {
