@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from edgevit.bundle import Bundle
 
 BUNDLE, GOLDEN = "bundle", "golden"
+RUNTIME = "ort"
+"""The folder of a bundle that carries its runtime, which is no part of the engine (target web)."""
 
 
 class App(Protocol):
@@ -31,7 +33,7 @@ class App(Protocol):
         """
 
     def runtime_bytes(self, bundle: Bundle) -> int | None:
-        """Size of the runtime the app needs beside itself; None where this machine does not have it."""
+        """Size of the runtime the app needs; None where this machine does not have it."""
 
 
 def check_filter(app: str, bundle: Bundle) -> None:

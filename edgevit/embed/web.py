@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevit.bundle import MANIFEST
-from edgevit.embed.base import BUNDLE, template, write_readme, write_text
+from edgevit.embed.base import BUNDLE, RUNTIME, template, write_readme, write_text
 from edgevit.hashes import sha256_file
 from edgevit.signing import SIGNATURE
 
@@ -43,4 +43,4 @@ class Web:
 
     def runtime_bytes(self, bundle: Bundle) -> int | None:
         """onnxruntime-web's files, which lie in the bundle."""
-        return sum(p.stat().st_size for p in (bundle.folder / "ort").iterdir())
+        return sum(p.stat().st_size for p in (bundle.folder / RUNTIME).iterdir())

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgevit.bundle import MANIFEST, Bundle, staged
 from edgevit.embed import app as find_app
-from edgevit.embed.base import BUNDLE, GOLDEN, App
+from edgevit.embed.base import BUNDLE, GOLDEN, RUNTIME, App
 from edgevit.embed.golden import write_golden
 from edgevit.errors import EmbedError
 from edgevit.signing import private_key, public_hex, sign
@@ -58,9 +58,9 @@ def embed(source: Path, name: str, out: Path, force: bool = False, key: Path | N
         write_golden(bundle.preprocess, folder / GOLDEN, app.images)
         app.write(bundle, folder, public_hex(private) if private else None)
         total, inside, tests = (_bytes(folder / part) for part in ("", BUNDLE, GOLDEN))
-    return Embedded(
-        out, name, bundle.manifest["target"], inside, total - inside - tests, tests, app.runtime_bytes(bundle)
-    )
+        engine = inside - _bytes(folder / BUNDLE / RUNTIME)
+    target, runtime = bundle.manifest["target"], app.runtime_bytes(bundle)
+    return Embedded(out, name, target, engine, total - inside - tests, tests, runtime)
 
 
 def check(app: App, bundle: Bundle) -> None:

@@ -64,7 +64,6 @@ function showModel(manifest) {
 }
 
 function classify(engine, { manifest, labels }, image) {
-  at("drop").classList.add("full");
   return classifying(image, async () => {
     const found = await engine.ask("classify", { image, preprocess: manifest.preprocess });
     showResults(found.outputs, labels);

@@ -40,6 +40,7 @@ export async function classifying(image, answer) {
   if (old) URL.revokeObjectURL(old);
   at("picture").hidden = false;
   at("hint").hidden = true;
+  at("drop").classList.add("full");
   try {
     await answer();
   } catch (error) {

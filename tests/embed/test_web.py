@@ -121,6 +121,13 @@ def test_a_bundle_that_does_not_fit_is_refused(site, edit, line):
     assert line in refused(site)
 
 
+def test_the_runtime_in_the_bundle_is_no_part_of_the_engine(bundle, tmp_path):
+    found = embed(bundle.folder, "web", tmp_path / "sized")
+    carried = sum(p.stat().st_size for p in (bundle.folder / "ort").iterdir())
+    assert found.runtime_bytes == carried > 1e7
+    assert found.engine_bytes == bundle.size_bytes + (bundle.folder / "manifest.json").stat().st_size - carried
+
+
 def test_nothing_of_the_app_names_another_server(site):
     for path in site.glob("*.*"):
         if path.suffix in (".html", ".js", ".css"):

@@ -41,9 +41,10 @@ async function start() {
   await verified();
   const classifier = await Classifier.load({ backend: query.get("backend") ?? "auto", threads: Number(query.get("threads") ?? 0) });
   const { manifest, facts } = classifier;
+  const schedule = manifest.schedule.text;
   document.title = manifest.model.name;
   at("model").textContent = manifest.model.name;
-  at("summary").textContent = [manifest.model.arch, manifest.precision, manifest.schedule.text].filter(Boolean).join(", ");
+  at("summary").textContent = [manifest.model.arch, manifest.precision, schedule === "none" ? "" : schedule].filter(Boolean).join(", ");
   const where = facts.backend === "webgpu" ? "WebGPU" : `WASM, ${facts.threads} thread${facts.threads > 1 ? "s" : ""}`;
   at("facts").textContent = `${where} (${facts.reason}); verified; works offline; images stay in this page`;
   at("file").disabled = at("camera").disabled = false;
