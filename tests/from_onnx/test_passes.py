@@ -263,3 +263,27 @@ def test_drop_open_masks(onnx_file, mask, left):
     drop_unread(foreign)
     kept = ["Softmax", "Neg"] if left else ["Expand", "Where", "Add", "Softmax", "IsNaN", "Where", "Neg"]
     assert [n.op_type for n in foreign.model.graph.node] == kept
+
+
+@pytest.mark.parametrize(("mask", "left"), [("{0, 0}", ["Softmax"]), ("{0, 1}", ["Add", "Softmax"])])
+def test_drop_open_masks_that_are_constants(onnx_file, mask, left):
+    path = onnx_file(f"""
+        g (float[2, 2] x) => (float[2, 2] y) <float[1, 2] mask = {mask}> {{ a = Add(mask, x) y = Softmax(a) }}""")
+    foreign = read(path)
+    named(PASSES["drop_open_masks"])(foreign)
+    drop_unread(foreign)
+    assert [n.op_type for n in foreign.model.graph.node] == left
+
+
+@pytest.mark.parametrize(("kind", "mask", "inputs"), [
+    ("bool", "{1, 1}", 3), ("bool", "{1, 0}", 4), ("float", "{0, 0}", 3), ("float", "{0, -9}", 4),
+])  # fmt: skip
+def test_drop_open_masks_of_attention(onnx_file, kind, mask, inputs):
+    path = onnx_file(
+        f"""g (float[1, 1, 2, 4] x) => (float[1, 1, 2, 4] y)
+        <{kind}[1, 2] mask = {mask}> {{ y = Attention(x, x, x, mask) }}""",
+        opset=23,
+    )
+    foreign = read(path)
+    named(PASSES["drop_open_masks"])(foreign)
+    assert len(foreign.model.graph.node[0].input) == inputs
