@@ -51,6 +51,9 @@ def test_it_predicts_what_eval_does_with_threads_from_a_plain_server(bundle, sit
         assert page.value("self.crossOriginIsolated"), "the service worker isolates the page"
         page.value(BYTES)
         found = [predict(page, path)["index"] for path in scenes[0].files]
+        data = base64.b64encode(scenes[0].files[0].read_bytes()).decode()
+        prepared = f"classifier.tensor(bytes('{data}')).then((t) => classifier.runTensor(t)).then((f) => f.best[0])"
+        assert page.value(prepared) == predict(page, scenes[0].files[0])
     assert found == list(evaluate(bundle, scenes[0]).predicted)
 
 
