@@ -52,8 +52,10 @@ def test_it_predicts_what_eval_does_with_threads_from_a_plain_server(bundle, sit
         page.value(BYTES)
         found = [predict(page, path)["index"] for path in scenes[0].files]
         data = base64.b64encode(scenes[0].files[0].read_bytes()).decode()
-        prepared = f"classifier.tensor(bytes('{data}')).then((t) => classifier.runTensor(t)).then((f) => f.best[0])"
-        assert page.value(prepared) == predict(page, scenes[0].files[0])
+        page.value(f"classifier.tensor(bytes('{data}')).then((found) => {{ window.tensor = found; }})")
+        for _ in range(2):  # the tensor stays the caller's
+            best = page.value("classifier.runTensor(tensor).then((found) => found.best[0])")
+            assert best == predict(page, scenes[0].files[0])
     assert found == list(evaluate(bundle, scenes[0]).predicted)
 
 

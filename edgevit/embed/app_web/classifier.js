@@ -56,7 +56,8 @@ export class Classifier {
 
   /** The same for an image that is a tensor already, such as `tensor` gives -> {best, ms}. */
   async runTensor(tensor, top = 5) {
-    const found = await this.engine.ask("run", { tensor });
+    const own = tensor.slice(); // moved to the worker, which takes half the time that a message's own copy does
+    const found = await this.engine.ask("run", { tensor: own }, [own.buffer]);
     return { best: this.#best(found.outputs, top), ms: found.ms };
   }
 
