@@ -182,14 +182,20 @@ class Browser:
 
     def peak_memory_bytes(self) -> int:
         """Peak resident memory so far of the process with page, worker and WASM. 0 where /proc does not tell."""
-        peaks = [self.peak]  # a process that was larger may have ended: Chromium drops the page it started with
-        for status in Path("/proc").glob("[0-9]*/status"):
-            with contextlib.suppress(OSError):  # it may have ended
-                text, command = status.read_text("utf-8", "replace"), (status.parent / "cmdline").read_bytes()
-                if os.getsid(int(status.parent.name)) == self.process.pid and b"--type=renderer" in command:
-                    peaks.append(int(re.findall(r"VmHWM:\s+(\d+) kB", text)[0]) * 1024)
-        self.peak = max(peaks)
+        # One that was larger may have ended: Chromium drops the page it started with.
+        self.peak = max(self.peak, renderer_peak(self.process.pid))
         return self.peak
+
+
+def renderer_peak(session: int) -> int:
+    """Bytes: the largest peak of the renderers of a Chromium that leads this session and still run; 0 where none."""
+    peaks = [0]
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):  # it may have ended
+            text, command = status.read_text("utf-8", "replace"), (status.parent / "cmdline").read_bytes()
+            if os.getsid(int(status.parent.name)) == session and b"--type=renderer" in command:
+                peaks.append(int(re.findall(r"VmHWM:\s+(\d+) kB", text)[0]) * 1024)
+    return max(peaks)
 
 
 def _sandbox() -> list[str]:

@@ -18,12 +18,12 @@ export class Engine {
     };
   }
 
-  /** kind: load, run, prepare, classify, bench (worker.js). */
-  ask(kind, job = {}) {
+  /** kind: load, run, prepare, classify, bench (worker.js). transfer: buffers of the job that the worker keeps. */
+  ask(kind, job = {}, transfer = []) {
     return new Promise((resolve, reject) => {
       const id = this.#next++;
       this.#waiting.set(id, { resolve, reject });
-      this.#worker.postMessage({ id, kind, ...job });
+      this.#worker.postMessage({ id, kind, ...job }, transfer);
     });
   }
 

@@ -1,10 +1,14 @@
 """Bundles of the demo model, and scenes to classify."""
 
+import contextlib
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,20 +74,52 @@ def made(tmp_path, demo_bundle):
     return write
 
 
-def follow(page, folder, env=None, **instead):
-    """Run the first block of commands of a guide of docs/embed, to the letter but for the words in `instead`."""
-    block = re.search(r"```\n(.*?)```", (ROOT / "docs/embed" / page).read_text(), flags=re.DOTALL)[1]
+def block(page, language="", **instead):
+    """The first block in a language (none: commands) of a guide of docs/embed, to the letter but for `instead`."""
+    text = (ROOT / "docs/embed" / page).read_text()
+    text = re.search(rf"^```{language}\n(.*?)```", text, re.DOTALL | re.MULTILINE)[1]
     for word, other in instead.items():
-        assert re.search(rf"\b{word}\b", block), word
-        block = re.sub(rf"\b{word}\b", str(other), block)
+        assert re.search(rf"\b{word}\b", text), word
+        text = re.sub(rf"\b{word}\b", str(other), text)
+    return text
+
+
+def shell(commands, env=None):
+    """Command and environment of a reader's shell."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    plain = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # as a reader's shell is
-    done = subprocess.run(
-        ["bash", "-euc", block], cwd=folder, env={**plain, "PATH": path, **(env or {})},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    return {"args": ["bash", "-euc", commands], "env": {**plain, "PATH": path, **(env or {})}}
+
+
+def follow(page, folder, env=None, **instead):
+    """Run the commands of a guide; what they print."""
+    done = subprocess.run(**shell(block(page, **instead), env), cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
+
+
+def answers(port):
+    """Whether something listens there."""
+    with socket.socket() as probe:
+        return not probe.connect_ex(("127.0.0.1", port))
+
+
+@contextlib.contextmanager
+def serving(page, folder, port, **instead):
+    """Run the commands of a guide whose last one serves, as long as the context; entered when the port answers."""
+    with (folder / "out.txt").open("w+") as out:
+        process = subprocess.Popen(
+            **shell(block(page, **instead)), cwd=folder, stdout=out, stderr=out, start_new_session=True
+        )
+        try:
+            while not answers(port):
+                assert process.poll() is None, (folder / "out.txt").read_text()[-3000:]
+                time.sleep(0.2)
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def change(bundle, edit):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.embed.conftest import change, flip, rehashed, shorten, smaller
@@ -70,15 +71,33 @@ def test_executorch_brings_its_own_torch(made, evaluated, scenes):
     assert predicted(made("python", "executorch"), scenes[0].files, absent=absent) == evaluated("executorch")
 
 
-def test_its_own_tests_pass_where_nothing_else_is(made):
-    app = made("python", "ort", "fp32", "tome:r=10")
+@pytest.mark.parametrize(
+    "which",
+    [("ort", "fp32", "tome:r=10"), pytest.param(("openvino", "fp32"), marks=pytest.mark.slow)],
+    ids=lambda which: which[0],
+)
+def test_its_own_tests_pass_where_nothing_else_is(made, which):
+    app = made("python", *which)
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_golden.py"]
     done = subprocess.run(command, cwd=app, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    assert "2 passed" in done.stdout
+    assert "3 passed" in done.stdout
     (app / "golden/5.f32").write_bytes((app / "golden/6.f32").read_bytes())
     done = subprocess.run(command, cwd=app, capture_output=True, text=True, check=False)
     assert "5.ppm" in done.stdout, "the test cannot fail"
+
+
+@pytest.mark.slow
+def test_openvino_reads_the_tensor_where_it_lies(demo_bundle):
+    from edgevit.embed.app_python.engine_openvino import Engine
+
+    bundle = demo_bundle("openvino", "fp32")
+    engine, tensor = Engine(bundle.folder, bundle.manifest, 1), np.zeros((1, 3, 96, 96), np.float32)
+    first = engine.run(tensor)
+    kept = first.copy()
+    assert np.shares_memory(engine._request.get_input_tensor().data, tensor)
+    assert not np.array_equal(engine.run(tensor + 1), first)
+    assert np.array_equal(first, kept)
 
 
 def test_no_file_of_the_app_names_edgevit_s_modules(made):

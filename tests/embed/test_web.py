@@ -51,6 +51,11 @@ def test_it_predicts_what_eval_does_with_threads_from_a_plain_server(bundle, sit
         assert page.value("self.crossOriginIsolated"), "the service worker isolates the page"
         page.value(BYTES)
         found = [predict(page, path)["index"] for path in scenes[0].files]
+        data = base64.b64encode(scenes[0].files[0].read_bytes()).decode()
+        page.value(f"classifier.tensor(bytes('{data}')).then((found) => {{ window.tensor = found; }})")
+        for _ in range(2):  # the tensor stays the caller's
+            best = page.value("classifier.runTensor(tensor).then((found) => found.best[0])")
+            assert best == predict(page, scenes[0].files[0])
     assert found == list(evaluate(bundle, scenes[0]).predicted)
 
 

@@ -36,11 +36,27 @@ class PlainHandler(SimpleHTTPRequestHandler):
         pass
 
 
-class Page:
-    """One page of a served folder; `with Page(folder, "?image=a.png") as page`."""
+class Elsewhere:
+    """A server that another process runs; `address` is what a reader would type."""
 
-    def __init__(self, folder, query="", size="1000,900", flags=(), isolated=True):
-        self.server = (Server if isolated else Plain)(folder)
+    def __init__(self, address):
+        self.address = address
+
+    def shutdown(self):
+        """Not ours."""
+
+    server_close = shutdown
+
+
+class Page:
+    """One page of a served folder; `with Page(folder, "?image=a.png") as page`.
+
+    folder: also `Elsewhere`. script: runs in each document before its own scripts.
+    """
+
+    def __init__(self, folder, query="", size="1000,900", flags=(), isolated=True, script=""):
+        there = isinstance(folder, Elsewhere)
+        self.server = folder if there else (Server if isolated else Plain)(folder)
         self.profile = tempfile.mkdtemp(prefix="edgevit-chromium-")
         # Chromium's debugger reads file 3 and writes file 4; the shell makes them of standard input and output
         command = ["/bin/sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh", find_chromium(), *FLAGS]
@@ -49,9 +65,24 @@ class Page:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         self.count, self.rest, self.session = 0, b"", None
-        target = next(t for t in self.ask("Target.getTargets")["targetInfos"] if t["type"] == "page")
-        self.session = self.ask("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
-        self.ask("Page.navigate", url=f"{self.server.address}/index.html{query}")
+        every = self.ask("Target.getTargets")["targetInfos"]
+        self.target = next(t["targetId"] for t in every if t["type"] == "page")
+        self.start = self.server.address + ("" if there else "/index.html")
+        self._go(query, script)
+
+    def _go(self, query, script):
+        self.session = self.ask("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
+        if script:
+            self.ask("Page.enable")
+            self.ask("Page.addScriptToEvaluateOnNewDocument", source=script)
+        self.ask("Page.navigate", url=self.start + query)
+
+    def again(self, query="", script=""):
+        """A second visit, in a new tab of the same browser; the first is closed."""
+        old, self.session = self.target, None
+        self.target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        self.ask("Target.closeTarget", targetId=old)
+        self._go(query, script)
 
     def ask(self, method, **params):
         self.count += 1

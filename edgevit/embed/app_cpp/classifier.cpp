@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <numeric>
 
 #include "bundle.hpp"
@@ -75,21 +76,28 @@ Classifier Classifier::load(const std::filesystem::path& bundle, const Options& 
 }
 
 std::vector<Prediction> Classifier::run(const Image& image, int top) {
-  if (top < 1) throw Refused("top must be 1 or more");
   preprocess_.run(image, engine_->input());
+  return run_tensor(top);
+}
+
+std::vector<Prediction> Classifier::run_tensor(int top) {
+  if (top < 1) throw Refused("top must be 1 or more");
   const float* scores = engine_->run();
   const size_t classes = labels_.size();
   if (!std::all_of(scores, scores + classes, [](float s) { return std::isfinite(s); })) {
     throw Refused("the engine gave NaN or infinite scores");
   }
+  const size_t shown = std::min(classes, static_cast<size_t>(top));
   std::vector<size_t> order(classes);
   std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return scores[a] > scores[b]; });
+  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(shown), order.end(), [&](size_t a, size_t b) {
+    return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
+  });
   const float most = scores[order[0]];
   double sum = 0;
   for (size_t i = 0; i < classes; ++i) sum += std::exp(static_cast<double>(scores[i] - most));
   std::vector<Prediction> found;
-  for (size_t i = 0; i < std::min(classes, static_cast<size_t>(top)); ++i) {
+  for (size_t i = 0; i < shown; ++i) {
     const size_t k = order[i];
     const auto share = static_cast<float>(std::exp(static_cast<double>(scores[k] - most)) / sum);
     found.push_back({static_cast<int>(k), labels_[k], scores[k], share});

@@ -34,7 +34,11 @@ class Classifier {
   // The `top` likeliest classes, best first; equal scores stand in class order. Throws Refused.
   std::vector<Prediction> run(const Image& image, int top = 5);
 
+  // The same for a tensor that you wrote to `engine().input()` yourself.
+  std::vector<Prediction> run_tensor(int top = 5);
+
   const Preprocess& preprocess() const { return preprocess_; }
+  Engine& engine() { return *engine_; }
 
  private:
   Classifier(Preprocess preprocess, std::vector<std::string> labels, std::unique_ptr<Engine> engine);

@@ -78,9 +78,13 @@ class Classifier:
 
     def run(self, image: Image.Image | Path, top: int = 5) -> list[Prediction]:
         """The `top` likeliest classes, best first; equal scores stand in class order."""
+        return self.run_tensor(self.tensor(open_image(image) if isinstance(image, Path) else image), top)
+
+    def run_tensor(self, tensor: NDArray[np.float32], top: int = 5) -> list[Prediction]:
+        """The same for an image that is float32 `[1, 3, H, W]` already, such as `tensor` gives."""
         if top < 1:
             raise DataError(f"top={top} must be 1 or more")
-        scores = self.scores(self.tensor(open_image(image) if isinstance(image, Path) else image))
+        scores = self.scores(tensor)
         powers = np.exp(scores - scores.max())
         shares = powers / powers.sum()
         best = np.argsort(-scores, kind="stable")[:top]

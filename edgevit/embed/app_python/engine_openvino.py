@@ -56,5 +56,7 @@ class Engine:
 
     def run(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 `[1, 3, H, W]` → scores `[1, classes]`."""
-        out: NDArray[np.float32] = self._request.infer([tensor])[self._output].copy()
+        # By itself it copies the input in and the output out; the one copy here outlives the next run.
+        found = self._request.infer([tensor], share_inputs=True, share_outputs=True)
+        out: NDArray[np.float32] = found[self._output].copy()
         return out
