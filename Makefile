@@ -7,7 +7,7 @@ NPM := $(shell command -v npm)
 # A checkout must be installed to be imported; SAFEPATH keeps the folder names export, quant, ... from shadowing it.
 export PYTHONSAFEPATH := 1
 
-.PHONY: install demo test test-slow support targets lint types clean
+.PHONY: install demo test test-slow support targets foreign lint types clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -36,6 +36,9 @@ support: install ## docs/support.md: every method on every family, exported and 
 
 targets: install ## docs/targets.md: models on every target in every precision; ASSETS is the folder of real weights
 	$(BIN)/python tests/targets.py $(ASSETS) -o runs/targets
+
+foreign: install ## the table of docs/foreign-onnx.md: files of every exporter, imported
+	$(BIN)/python tests/foreign.py -o runs/foreign
 
 lint: install
 	$(BIN)/ruff check .
