@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgevit.from_onnx.read import LIFTED_BYTES, Foreign, Shapes, graphs
@@ -95,6 +95,15 @@ class Editor:
                     found["@" + label] = node
                 return True
         return False
+
+
+def put_in_front(foreign: Foreign, front: Mapping[str, Sequence[onnx.NodeProto]]) -> None:
+    """Insert nodes, each row of them in front of the node whose first output is named. Every node becomes a copy."""
+    graph = foreign.model.graph
+    nodes = [each for node in graph.node for each in (*front.get(node.output[0], ()), node)]
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def use_domain(foreign: Foreign, domain: str = OWN) -> None:
