@@ -67,6 +67,49 @@ def ats(score, x):
     return torch.cat([x[:, :1], x[:, torch.unique(drawn(score) + 1)]], dim=1)
 
 
+class Policied(nn.Module):
+    """DynamicViT in training form (arXiv:2106.02034, equations 9 to 11): a hard decision masks every later softmax.
+
+    No row of tokens goes; those that are dropped are zero in every later residual, and attended by themselves alone.
+    """
+
+    def __init__(self, vit):
+        super().__init__()
+        self.vit = vit
+        self.decide = nn.Linear(vit.embed_dim, 2).requires_grad_(False)
+
+    def forward(self, pixels):
+        vit = self.vit
+        x = vit.blocks[0](vit._pos_embed(vit.patch_embed(pixels)))
+        keep, drop = self.decide(x[:, 1:] - x[:, 1:].mean(1, keepdim=True)).unbind(-1)
+        policy = torch.cat([torch.ones_like(x[:, :1, 0]), (keep > drop).to(x.dtype)], dim=1)
+        x = self.block(vit.blocks[1], x, policy)
+        return vit.forward_head(vit.norm(x))
+
+    def block(self, block, x, policy):
+        attention = block.attn
+        batch, count, width = x.shape
+        qkv = attention.qkv(block.norm1(x)).reshape(batch, count, 3, attention.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        shares = self.shares(q @ k.transpose(-2, -1) * attention.scale, policy)
+        x = x + attention.proj((shares @ v).transpose(1, 2).reshape(batch, count, width)) * policy[..., None]
+        return (x + block.mlp(block.norm2(x))) * policy[..., None]
+
+    def shares(self, logits, policy, eps=1e-6):
+        count = logits.shape[-1]
+        seen = policy[:, None, None, :]
+        seen = seen + (1 - seen) * torch.eye(count)
+        shares = (logits - logits.amax(-1, keepdim=True)).exp() * seen
+        return (shares + eps / count) / (shares.sum(-1, keepdim=True) + eps)
+
+    def dropped(self, pixels):
+        """How many patches the decision drops on one image."""
+        found = []
+        with self.decide.register_forward_hook(lambda _, given, out: found.append(out)), torch.no_grad():
+            self(pixels)
+        return int((found[0][..., 0] <= found[0][..., 1]).sum())
+
+
 def error(checkpoint, module, pixels):
     with torch.no_grad():
         want, got = module(pixels), checkpoint.module(pixels)

@@ -1,5 +1,6 @@
 """Files whose token count depends on the image, or that scatter: imported with fixed counts and products instead."""
 
+import importlib.util
 import json
 from argparse import ArgumentTypeError
 
@@ -10,7 +11,7 @@ from edgevit.adapters import adapt
 from edgevit.commands.terminal import token_counts
 from edgevit.errors import LoadError, UnsupportedModel
 from edgevit.load import load
-from tests.from_onnx.reducing import EXPORTERS, SAME, boolean_keep, error, images, tome
+from tests.from_onnx.reducing import EXPORTERS, SAME, Policied, Reducing, ats, boolean_keep, error, images, tome
 
 slow = pytest.mark.slow
 
@@ -162,3 +163,46 @@ def test_a_file_that_merges_already_is_not_taken_apart(reducing):
     _, path = reducing(tome, 17, False)
     with pytest.raises(UnsupportedModel, match=r"behind the first attention|was expected"):
         adapt(load(str(path)).module)
+
+
+@pytest.mark.parametrize(("opset", "dynamo"), EXPORTERS)
+def test_a_mask_inside_the_softmax_stays_itself(cli, exported, tiny_vit, opset, dynamo):
+    """It is static already: no token goes, and nothing is asked for."""
+    module, pixels = Policied(tiny_vit()).eval(), images()
+    assert 0 < module.dropped(pixels) < 16
+    path = exported(module, opset, dynamo, dynamic=False)
+    checkpoint = load(str(path))
+    assert error(checkpoint, module, pixels) < SAME
+    assert "masks" not in checkpoint.origin
+    with pytest.raises(LoadError, match="selects nothing by a mask"):
+        load(str(path), keep=(9,))
+    assert_exports(cli, path, "ort")
+
+
+def assert_exports(cli, path, target, *flags):
+    """The file's bundle for a target passes the gate of static shapes."""
+    result = cli("export", path, "--target", target, *flags, "-o", f"out-{target}", "--json")
+    assert result.code == 0, result.err
+    assert result.json["checks"]["static_shapes"]
+    assert result.json["checks"]["forbidden_ops"] == []
+
+
+@slow
+@pytest.mark.parametrize("kind", ["tome", "boolean keep", "masked softmax", "ats"])
+def test_every_kind_comes_out_static_and_builds(cli, exported, tiny_vit, kind):
+    """With the count of the image itself; what other counts change is in the manifest."""
+    step = {"tome": tome, "boolean keep": boolean_keep, "ats": ats}.get(kind)
+    module = (Reducing(tiny_vit(), step) if step else Policied(tiny_vit())).eval()
+    pixels, keep = images(), None
+    if step in (boolean_keep, ats):
+        vit = module.vit
+        with torch.no_grad():
+            x = vit.blocks[0](vit._pos_embed(vit.patch_embed(pixels)))
+            keep = step(module.score(x), x).shape[1] - 1 - (step is boolean_keep)  # the class token, the fused one
+    path = exported(module, 17, False, dynamic=False)
+    assert error(load(str(path), keep=keep and (keep,)), module, pixels) < SAME
+    flags = ("--keep", keep) if keep else ()
+    assert_exports(cli, path, "ort", *flags)
+    if importlib.util.find_spec("tensorrt_rtx"):
+        assert_exports(cli, path, "trt-rtx", *flags)
+        assert (path.parent / "out-trt-rtx" / "model.engine").stat().st_size

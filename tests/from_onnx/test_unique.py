@@ -51,9 +51,7 @@ def own_counts(module, step, pixels):
 STEPS = [
     *(pytest.param(ats, *p.values, id=f"ats-{p.id}", marks=p.marks) for p in EXPORTERS),
     pytest.param(weighed, 17, False, id="weighed-torchscript", marks=slow),
-    pytest.param(weighed, 20, True, id="weighed-dynamo", marks=slow),
     pytest.param(searched, 17, False, id="searched-torchscript", marks=slow),
-    pytest.param(searched, 20, True, id="searched-dynamo", marks=slow),
     pytest.param(twice, 17, False, id="twice-torchscript", marks=slow),
     pytest.param(twice, 20, True, id="twice-dynamo", marks=slow),
 ]
