@@ -41,6 +41,12 @@ class Editor:
         value = self.small.get(name)
         return float(value.reshape(())) if value is not None and value.size == 1 else None
 
+    def read(self, node: onnx.NodeProto, place: int) -> bool:
+        """Whether a node of the main graph, or its output, reads the output at this place of a node."""
+        name = node.output[place] if place < len(node.output) else ""
+        given = {output.name for output in self.graph.output}
+        return bool(name) and (name in given or any(name in reads(one) for one in self.graph.node))
+
     def add(self, name: str, value: np.ndarray) -> str:
         """A new constant; its name in the graph."""
         from onnx import helper, numpy_helper

@@ -76,7 +76,7 @@ class Places:
         mask = self._node("Greater", [score, self._constant(np.float32(DRAWN))])
         kept = self._node("Squeeze", [self._node("NonZero", [mask], name=self.name), first])
         chosen = self._node("Gather", [values, kept])
-        if self._read(COUNTS):
+        if self.editor.read(node, COUNTS):
             often = self._node("Gather", [draws, kept])
             self.nodes.append(_named("Cast", [often], node.output[COUNTS], to=INT64))
         self.editor.replace(node, "CastLike", [chosen, node.input[0]])
@@ -153,7 +153,7 @@ class Places:
         return self._node("Shape", [name], start=axis, **end)
 
     def _check(self) -> None:
-        read = [place for place in NOT_IMPORTED if self._read(place)]
+        read = [place for place in NOT_IMPORTED if self.editor.read(self.unique, place)]
         why = None
         if read:
             why = f"its output {read[0]} ({NOT_IMPORTED[read[0]]}) is read; its values and counts are imported"
@@ -163,15 +163,6 @@ class Places:
             why = "it compares whole slices along an axis; single places of tokens were expected"
         if why:
             raise LoadError(f"{self.editor.foreign.name}: node {self.name} (Unique): {why}")
-
-    def _read(self, place: int) -> bool:
-        outputs = self.unique.output
-        if len(outputs) <= place or not outputs[place]:
-            return False
-        graph = self.editor.graph
-        return any(outputs[place] in node.input for node in graph.node) or any(
-            o.name == outputs[place] for o in graph.output
-        )
 
     def _stop(self, node: onnx.NodeProto | None) -> NoReturn:
         where = f"node {label(node)} ({node.op_type})" if node is not None else "an input"
