@@ -149,7 +149,7 @@ class Places:
 
     def _size(self, name: str, axis: int) -> str:
         """How long a value is along an axis, `[1]`."""
-        end = {} if axis == -1 else {"end": axis + 1}
+        end: dict[str, Any] = {} if axis == -1 else {"end": axis + 1}
         return self._node("Shape", [name], start=axis, **end)
 
     def _check(self) -> None:
