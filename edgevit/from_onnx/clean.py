@@ -18,6 +18,8 @@ PASSES = {
     "convert_opset": "edgevit.from_onnx.convert_opset:convert_opset",  # then one form of each operator
     "one_float_type": "edgevit.from_onnx.one_float_type:one_float_type",
     "fold_constants": "edgevit.from_onnx.fold_constants:fold_constants",
+    "unfuse_microsoft": "edgevit.from_onnx.unfuse_microsoft:unfuse_microsoft",  # one form of each operator again
+    "unique_places": "edgevit.from_onnx.unique_places:unique_places",  # a mask for what follows
     "static_counts": "edgevit.from_onnx.static_counts:static_counts",  # shapes are not known before
     "fix_shapes": "edgevit.from_onnx.fix_shapes:fix_shapes",  # what follows asks for shapes
     "drop_identities": "edgevit.from_onnx.drop_identities:drop_identities",  # patterns need not look through them

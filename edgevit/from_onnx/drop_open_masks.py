@@ -17,8 +17,10 @@ MASK = 3  # which input of ONNX's Attention (opset 23) it is
 
 
 def drop_open_masks(foreign: Foreign) -> int:
-    """Softmax(x + mask), 0 where it is NaN  becomes  Softmax(x), for a mask of 0 or Where(True, 0, -inf); Attention
-    loses a mask of 0 or True. How many nodes and inputs go."""
+    """Softmax(x + mask), 0 where it is NaN  becomes  Softmax(x), for a mask of 0 or Where(True, 0, -inf).
+
+    Attention loses a mask of 0 or True. How many nodes and inputs go.
+    """
     editor, known = Editor(foreign), shapes(foreign)
     names: dict[str, str] = {}
     inputs = 0

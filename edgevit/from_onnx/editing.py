@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgevit.from_onnx.read import LIFTED_BYTES, Foreign, Shapes, graphs
@@ -40,6 +40,12 @@ class Editor:
         """A constant of one element, or None."""
         value = self.small.get(name)
         return float(value.reshape(())) if value is not None and value.size == 1 else None
+
+    def read(self, node: onnx.NodeProto, place: int) -> bool:
+        """Whether a node of the main graph, or its output, reads the output at this place of a node."""
+        name = node.output[place] if place < len(node.output) else ""
+        given = {output.name for output in self.graph.output}
+        return bool(name) and (name in given or any(name in reads(one) for one in self.graph.node))
 
     def add(self, name: str, value: np.ndarray) -> str:
         """A new constant; its name in the graph."""
@@ -95,6 +101,15 @@ class Editor:
                     found["@" + label] = node
                 return True
         return False
+
+
+def put_in_front(foreign: Foreign, front: Mapping[str, Sequence[onnx.NodeProto]]) -> None:
+    """Insert nodes, each row of them in front of the node whose first output is named. Every node becomes a copy."""
+    graph = foreign.model.graph
+    nodes = [each for node in graph.node for each in (*front.get(node.output[0], ()), node)]
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def use_domain(foreign: Foreign, domain: str = OWN) -> None:

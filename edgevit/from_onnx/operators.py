@@ -13,7 +13,6 @@ from typing import Any
 
 from edgevit.from_onnx import ops_layers as layers
 from edgevit.from_onnx import ops_math as math
-from edgevit.from_onnx import ops_microsoft as microsoft
 from edgevit.from_onnx import ops_resize as resize
 from edgevit.from_onnx import ops_scatter as scatter
 from edgevit.from_onnx import ops_shape as shape
@@ -30,7 +29,6 @@ class Operator:
     scalars: bool = False
 
 
-MICROSOFT = "com.microsoft"
 OPERATORS: dict[tuple[str, str], Operator] = {
     **{("", name): Operator(math.unary(run)) for name, run in math.UNARY.items()},
     **{("", name): Operator(math.binary(run), scalars=True) for name, run in math.BINARY.items()},
@@ -92,14 +90,6 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     (OWN, "ScatterRows"): Operator(scatter.scatter_rows),
     (OWN, "Linear"): Operator(layers.linear),
     (OWN, "Attention"): Operator(layers.fused_attention),
-    (MICROSOFT, "Gelu"): Operator(math.gelu),
-    (MICROSOFT, "FastGelu"): Operator(microsoft.fast_gelu),
-    (MICROSOFT, "QuickGelu"): Operator(microsoft.quick_gelu),
-    (MICROSOFT, "BiasGelu"): Operator(microsoft.bias_gelu),
-    (MICROSOFT, "FusedMatMul"): Operator(microsoft.fused_matmul),
-    (MICROSOFT, "SkipLayerNormalization"): Operator(microsoft.skip_layer_normalization),
-    (MICROSOFT, "MultiHeadAttention"): Operator(microsoft.multi_head_attention),
-    (MICROSOFT, "Attention"): Operator(microsoft.attention),
 }
 
 DEPENDS = "its output's shape depends on the image, and engines need static shapes"

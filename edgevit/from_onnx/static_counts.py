@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 
 from edgevit.errors import LoadError
-from edgevit.from_onnx.editing import OWN, Editor, attribute, use_domain
+from edgevit.from_onnx.editing import OWN, Editor, attribute, put_in_front, use_domain
 from edgevit.from_onnx.read import label
 
 if TYPE_CHECKING:
@@ -53,10 +53,7 @@ def static_counts(foreign: Foreign) -> int:
         point.node.output[0]: [*margin.nodes, *_rewrite(editor, point, name, count)]
         for point, margin, name, count in zip(points, margins, made, counts, strict=True)
     }
-    nodes = [each for node in editor.graph.node for each in (*front.get(node.output[0], ()), node)]
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del editor.graph.node[:]
-    editor.graph.node.extend(copies)
+    put_in_front(foreign, front)
     use_domain(foreign)
     return len(points)
 

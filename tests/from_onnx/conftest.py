@@ -7,6 +7,8 @@ import warnings
 import onnx
 import pytest
 
+from tests.from_onnx.reducing import Reducing
+
 SIZE = 32
 
 
@@ -60,3 +62,14 @@ def exported(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def reducing(exported, tiny_vit):
+    """Factory: a reducing module and its file."""
+
+    def make(step, opset, dynamo, dynamic=False):
+        module = Reducing(tiny_vit(), step).eval()
+        return module, exported(module, opset, dynamo, dynamic)
+
+    return make

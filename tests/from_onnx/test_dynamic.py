@@ -1,52 +1,19 @@
 """Files whose token count depends on the image, or that scatter: imported with fixed counts and products instead."""
 
+import importlib.util
 import json
 from argparse import ArgumentTypeError
 
 import pytest
 import torch
-from torch import nn
 
 from edgevit.adapters import adapt
 from edgevit.commands.terminal import token_counts
 from edgevit.errors import LoadError, UnsupportedModel
 from edgevit.load import load
+from tests.from_onnx.reducing import EXPORTERS, SAME, Policied, Reducing, ats, boolean_keep, error, images, tome
 
 slow = pytest.mark.slow
-SAME = 1e-4  # relative: float32, sums in another order
-EXPORTERS = [
-    pytest.param(17, False, id="torchscript-17"),
-    pytest.param(20, True, id="dynamo-20", marks=slow),
-]
-
-
-def images(count=1):
-    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-
-
-class Reducing(nn.Module):
-    """A tiny ViT that drops or merges tokens between its two blocks, in the way `step` does."""
-
-    def __init__(self, vit, step):
-        super().__init__()
-        self.vit, self.step = vit, step
-
-    def forward(self, pixels):
-        vit = self.vit
-        x = vit.blocks[0](vit._pos_embed(vit.patch_embed(pixels)))
-        return vit.forward_head(vit.norm(vit.blocks[1](self.step(self.score(x), x))))
-
-    def score(self, x):
-        """Patches by how the class token sees them: `[B, N]`."""
-        return (x[:, 1:] * x[:, :1]).mean(-1).softmax(-1)
-
-
-def boolean_keep(score, x):
-    """EViT's choice as a boolean mask: above the mean, and what is left fused into one token."""
-    mask = score > score.mean(-1, keepdim=True)
-    kept = x[:, 1:][mask].unsqueeze(0)
-    rest = x[:, 1:][~mask] * score[~mask].unsqueeze(-1)
-    return torch.cat([x[:, :1], kept, rest.sum(0)[None, None]], dim=1)
 
 
 def boolean_keep_of_a_count(score, x):
@@ -61,20 +28,6 @@ def places_of_a_mask(score, x):
     return torch.cat([x[:, :1], x[:, 1:].index_select(1, mask[0].nonzero().squeeze(1))], dim=1)
 
 
-def tome(score, x, r=4):
-    """ToMe with gather and scatter, as its authors wrote it: sums in their places, divided by sizes."""
-    a, b = x[:, ::2], x[:, 1::2]
-    best, to = (a[:, 1:] @ b.transpose(1, 2)).max(-1)
-    order = best.argsort(dim=-1, descending=True)[..., None]
-    source, stay = order[:, :r], order[:, r:].sort(dim=1).values
-    width = x.shape[-1]
-    target = to[..., None].gather(1, source)
-    moved = a[:, 1:].gather(1, source.expand(-1, -1, width))
-    sums = b.scatter_add(1, target.expand(-1, -1, width), moved)
-    sizes = torch.ones_like(b[..., :1]).scatter_add(1, target, torch.ones_like(moved[..., :1]))
-    return torch.cat([a[:, :1], a[:, 1:].gather(1, stay.expand(-1, -1, width)), sums / sizes], dim=1)
-
-
 def assigned(score, x, keep=9):
     """A place for each token, made by a scatter of True."""
     places = score.topk(keep, dim=-1).indices
@@ -87,23 +40,6 @@ def accumulated(score, x):
     groups = (score > score.mean()).long()
     sums = torch.zeros_like(x[0, :2]).index_put((groups[0],), x[0, 1:], accumulate=True)
     return torch.cat([x[:, :1], sums.unsqueeze(0)], dim=1)
-
-
-@pytest.fixture
-def reducing(exported, tiny_vit):
-    """Factory: a reducing module and its file."""
-
-    def make(step, opset, dynamo, dynamic=False):
-        module = Reducing(tiny_vit(), step).eval()
-        return module, exported(module, opset, dynamo, dynamic)
-
-    return make
-
-
-def error(checkpoint, module, pixels):
-    with torch.no_grad():
-        want, got = module(pixels), checkpoint.module(pixels)
-    return float((got - want).abs().max() / want.abs().max())
 
 
 SCATTERS = [
@@ -227,3 +163,46 @@ def test_a_file_that_merges_already_is_not_taken_apart(reducing):
     _, path = reducing(tome, 17, False)
     with pytest.raises(UnsupportedModel, match=r"behind the first attention|was expected"):
         adapt(load(str(path)).module)
+
+
+@pytest.mark.parametrize(("opset", "dynamo"), EXPORTERS)
+def test_a_mask_inside_the_softmax_stays_itself(cli, exported, tiny_vit, opset, dynamo):
+    """It is static already: no token goes, and nothing is asked for."""
+    module, pixels = Policied(tiny_vit()).eval(), images()
+    assert 0 < module.dropped(pixels) < 16
+    path = exported(module, opset, dynamo, dynamic=False)
+    checkpoint = load(str(path))
+    assert error(checkpoint, module, pixels) < SAME
+    assert "masks" not in checkpoint.origin
+    with pytest.raises(LoadError, match="selects nothing by a mask"):
+        load(str(path), keep=(9,))
+    assert_exports(cli, path, "ort")
+
+
+def assert_exports(cli, path, target, *flags):
+    """The file's bundle for a target passes the gate of static shapes."""
+    result = cli("export", path, "--target", target, *flags, "-o", f"out-{target}", "--json")
+    assert result.code == 0, result.err
+    assert result.json["checks"]["static_shapes"]
+    assert result.json["checks"]["forbidden_ops"] == []
+
+
+@slow
+@pytest.mark.parametrize("kind", ["tome", "boolean keep", "masked softmax", "ats"])
+def test_every_kind_comes_out_static_and_builds(cli, exported, tiny_vit, kind):
+    """With the count of the image itself; what other counts change is in the manifest."""
+    step = {"tome": tome, "boolean keep": boolean_keep, "ats": ats}.get(kind)
+    module = (Reducing(tiny_vit(), step) if step else Policied(tiny_vit())).eval()
+    pixels, keep = images(), None
+    if step in (boolean_keep, ats):
+        vit = module.vit
+        with torch.no_grad():
+            x = vit.blocks[0](vit._pos_embed(vit.patch_embed(pixels)))
+            keep = step(module.score(x), x).shape[1] - 1 - (step is boolean_keep)  # the class token, the fused one
+    path = exported(module, 17, False, dynamic=False)
+    assert error(load(str(path), keep=keep and (keep,)), module, pixels) < SAME
+    flags = ("--keep", keep) if keep else ()
+    assert_exports(cli, path, "ort", *flags)
+    if importlib.util.find_spec("tensorrt_rtx"):
+        assert_exports(cli, path, "trt-rtx", *flags)
+        assert (path.parent / "out-trt-rtx" / "model.engine").stat().st_size

@@ -252,9 +252,36 @@ CASES = {
             "r, s, b) y = com.microsoft.FusedMatMul <transB = 1, alpha = 0.5> (g, r)"
         ),
     ),
+    "microsoft sums": (
+        (
+            "float[8] s = {1, 2, 3, 4, 5, 6, 7, 8}, float[8] b = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8}, int64[3] f"
+            " = {1, 24, 8}"
+        ),
+        (
+            "r = Reshape(images, f) n, m, d, t = com.microsoft.SkipLayerNormalization <epsilon = 0.001> (r, r, s, b, "
+            "b) g = com.microsoft.BiasGelu(t, b) y = Add(n, g)"
+        ),
+    ),
     "microsoft heads": (
-        "int64[3] f = {1, 24, 8}",
-        "r = Reshape(images, f) y = com.microsoft.MultiHeadAttention <num_heads = 2> (r, r, r)",
+        (
+            "int64[3] f = {1, 24, 8}, int64[1] one = {1}, float[24] b = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, "
+            "7, 8, 9, 1, 2, 3, 4, 5, 6}"
+        ),
+        (
+            "r = Reshape(images, f) t = Transpose <perm = [0, 2, 1]> (r) p = MatMul(r, t) m = Unsqueeze(p, one) "
+            "h = com.microsoft.MultiHeadAttention <num_heads = 2> (r, r, r) y = com.microsoft.MultiHeadAttention "
+            "<num_heads = 4, scale = 0.3> (h, r, h, b, , m)"
+        ),
+    ),
+    "microsoft packed": (
+        (
+            "int64[3] f = {1, 24, 8}, int64[2] g = {8, 24}, float[24] b = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, "
+            "6, 7, 8, 9, 1, 2, 3, 4, 5, 6}"
+        ),
+        (
+            "r = Reshape(images, f) w = Reshape(images, g) a = com.microsoft.Attention <num_heads = 2> (r, w, b) y = "
+            "com.microsoft.Attention <num_heads = 2, scale = 0.3, qkv_hidden_sizes = [8, 8, 8]> (a, w, b)"
+        ),
     ),
 }
 
@@ -323,6 +350,12 @@ def test_the_cases_use_most_of_the_table():
         ("s = Cast <to = 7> (images) r = ReduceMax <axes = [1, 2, 3], keepdims = 0> (s) y = Reshape(images, r)",
          "depends on the image"),
         ("[here] y = LpPool <kernel_shape = [2, 2]> (images)", "LpPool"),
+        ("[here] y = com.microsoft.MultiHeadAttention <num_heads = 2> (images)", "queries, keys and values are not"),
+        ("[here] y = com.microsoft.Attention <num_heads = 1, unidirectional = 1> (images, images, images)",
+         "here (com.microsoft.Attention): unidirectional is not imported"),
+        ("[here] y = com.microsoft.Attention <num_heads = 1> (images, images, images, images)",
+         "a mask of lengths is not imported"),
+        ("[here] y = com.microsoft.Inverse(images)", "here (Inverse): com.microsoft.Inverse is not among"),
     ],
 )  # fmt: skip
 def test_what_is_not_imported_is_refused_with_the_node_and_the_reason(onnx_file, nodes, says):
