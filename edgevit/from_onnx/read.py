@@ -31,9 +31,11 @@ MOST_FUNCTIONS = 500  # each may call the next, and Python's stack is not endles
 MOST_WEIGHT_BYTES = 8 << 30
 LIFTED_BYTES = 1 << 16  # larger tensors leave the graph, so that passes copy and compare kilobytes
 OLDEST_OPSET = 9
+LAYER_NORM_OPSET = 17  # the first that has it
 OLDEST_IR = 8  # before 4 every weight had to be an input as well
 Shapes = dict[str, tuple[int | None, ...]]
-DOMAINS = ("", "ai.onnx", "com.microsoft")
+MICROSOFT = "com.microsoft"
+DOMAINS = ("", "ai.onnx", MICROSOFT)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def read(path: Path) -> Foreign:
         sorted({inside(path, t) for t in _all_tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL})
     )
     weights = _lift(path, model)
+    _name_the_domain(model, opset)
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
@@ -187,6 +190,20 @@ def _opset(name: str, model: onnx.ModelProto) -> int:
     if not OLDEST_OPSET <= versions[0] <= newest:
         raise LoadError(f"{name} is of opset {versions[0]}; {OLDEST_OPSET} to {newest} are read")
     return versions[0]
+
+
+def _name_the_domain(model: onnx.ModelProto, opset: int) -> None:
+    """LayerNormalization before opset 17 is ONNX Runtime's own, which its optimizer writes without its domain."""
+    from onnx import helper
+
+    if opset >= LAYER_NORM_OPSET:
+        return
+    every = (node for body in _bodies(model) for graph, _ in graphs(body) for node in graph.node)
+    nodes = [node for node in every if (node.domain, node.op_type) == ("", "LayerNormalization")]
+    for node in nodes:
+        node.domain = MICROSOFT
+    if nodes and all(o.domain != MICROSOFT for o in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
 
 def _lift(path: Path, model: onnx.ModelProto) -> dict[str, np.ndarray]:

@@ -13,14 +13,13 @@ import numpy as np
 
 from edgevit.errors import LoadError
 from edgevit.from_onnx.editing import Editor, attribute, put_in_front, shapes
-from edgevit.from_onnx.read import label
+from edgevit.from_onnx.read import MICROSOFT, label
 
 if TYPE_CHECKING:
     import onnx
 
     from edgevit.from_onnx.read import Foreign, Shapes
 
-MICROSOFT = "com.microsoft"
 FLOAT = 1  # onnx.TensorProto
 ATTENTION_BIAS = 5  # its input, in both attentions
 HEADS_FIRST, KEYS_TURNED = [0, 2, 1, 3], [0, 2, 3, 1]
@@ -115,12 +114,22 @@ def skip_layer_normalization(pieces: Pieces) -> None:
     total = pieces.one("Add", pieces.inputs[:2])
     if pieces.has(4):
         total = pieces.one("Add", [total, pieces.inputs[4]])
-    if pieces.read(1) or pieces.read(2):
-        pieces.refuse("the mean and the deviation of its sum are not imported")
     if pieces.read(3):
         pieces.add("Identity", [total], output=pieces.node.output[3])
     scale = [pieces.inputs[2], *(pieces.inputs[3:4] if pieces.has(3) else [])]
-    pieces.end("LayerNormalization", [total, *scale], axis=-1, epsilon=attribute(pieces.node, "epsilon", 1e-12))
+    _layer_norm(pieces, [total, *scale], 1e-12)
+
+
+def layer_normalization(pieces: Pieces) -> None:
+    """What `read` found under ONNX's name before ONNX had it."""
+    _layer_norm(pieces, pieces.inputs, 1e-5)
+
+
+def _layer_norm(pieces: Pieces, inputs: list[str], epsilon: float) -> None:
+    if pieces.read(1) or pieces.read(2):
+        pieces.refuse("the mean and the deviation are not imported")
+    axis, epsilon = (attribute(pieces.node, *default) for default in (("axis", -1), ("epsilon", epsilon)))
+    pieces.end("LayerNormalization", inputs, axis=axis, epsilon=epsilon)
 
 
 def packed_attention(pieces: Pieces) -> None:
@@ -202,6 +211,7 @@ UNFUSED: dict[str, Callable[[Pieces], None]] = {
     "BiasGelu": gelu,
     "FastGelu": gelu,
     "QuickGelu": quick_gelu,
+    "LayerNormalization": layer_normalization,
     "SkipLayerNormalization": skip_layer_normalization,
     "Attention": packed_attention,
     "MultiHeadAttention": multi_head_attention,
