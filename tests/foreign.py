@@ -84,8 +84,9 @@ def of_transformers(config: str, kind: str, **sizes: Any) -> Callable[[Form], nn
         from edgevit.adapters.hf import OneTensor, default_output
 
         settings = getattr(transformers, config)(**sizes)
-        settings._attn_implementation = "sdpa" if form.whole else "eager"
-        module = getattr(transformers, kind)(settings)
+        cls = getattr(transformers, kind)
+        settings._attn_implementation = "sdpa" if form.whole and cls._supports_sdpa else "eager"
+        module = cls(settings)
         return OneTensor(module, default_output(module))
 
     return build
