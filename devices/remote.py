@@ -177,7 +177,7 @@ def there(device: Device, jobs: Sequence[Job] = ()) -> Iterator[There]:
     transport = _with_python(device)
     for job in jobs:
         if job.runner not in ALONE:
-            raise MeasureError(f"{job.bundle}: runner {job.runner!r} measures on this machine only, without --device")
+            raise MeasureError(f"{job.bundle}: runner {job.runner!r} measures without --device, or on a browser's")
     with transport.connect(), tempfile.TemporaryFile() as stderr:
         tree = place_tree(transport, code())
         engines = {job.bundle: _place_engine(transport, job) for job in jobs}

@@ -37,10 +37,10 @@ class PlainHandler(SimpleHTTPRequestHandler):
 
 
 class Page:
-    """One page of a served folder; `with Page(folder, "?image=a.png") as page`."""
+    """One page of a served folder, or none yet; `with Page(folder, "?image=a.png") as page`."""
 
-    def __init__(self, folder, query="", size="1000,900", flags=(), isolated=True):
-        self.server = (Server if isolated else Plain)(folder)
+    def __init__(self, folder=None, query="", size="1000,900", flags=(), isolated=True):
+        self.server = (Server if isolated else Plain)(folder) if folder else None
         self.profile = tempfile.mkdtemp(prefix="edgevit-chromium-")
         # Chromium's debugger reads file 3 and writes file 4; the shell makes them of standard input and output
         command = ["/bin/sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh", find_chromium(), *FLAGS]
@@ -50,8 +50,13 @@ class Page:
         )  # fmt: skip
         self.count, self.rest, self.session = 0, b"", None
         target = next(t for t in self.ask("Target.getTargets")["targetInfos"] if t["type"] == "page")
-        self.session = self.ask("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
-        self.ask("Page.navigate", url=f"{self.server.address}/index.html{query}")
+        self.target, self.other = target["targetId"], None
+        self.session = self.ask("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
+        if folder:
+            self.go(f"{self.server.address}/index.html{query}")
+
+    def go(self, url):
+        self.ask("Page.navigate", url=url)
 
     def ask(self, method, **params):
         self.count += 1
@@ -69,6 +74,16 @@ class Page:
             if found.get("id") == self.count:
                 assert "error" not in found, found
                 return found["result"]
+
+    def hide(self):
+        """Put another tab in front."""
+        self.other = self.other or self.ask("Target.createTarget", url="about:blank")["targetId"]
+        self.ask("Target.activateTarget", targetId=self.other)
+        self.wait("document.hidden")
+
+    def show(self):
+        self.ask("Target.activateTarget", targetId=self.target)
+        self.wait("!document.hidden")
 
     def value(self, expression):
         found = self.ask("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
