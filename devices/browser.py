@@ -68,7 +68,7 @@ class Browser:
                 session = InBrowser(name, server, once, self.backend, self.wait_s, tell)
                 session.open()
                 yield session
-                said = "Done: the numbers are where edgevit profile ran."
+                said = "Done; this page can be closed."
             except MeasureError as error:
                 said = f"edgevit ended: {error}"
                 raise

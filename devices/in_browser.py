@@ -100,8 +100,8 @@ class InBrowser:
         notes = []
         if not self.facts["isolated"]:
             notes.append("the page was not isolated (no https): one thread, and a coarse clock")
-        if +self.rejected:
-            told = ", ".join(f"{count} whose page was {why}" for why, count in sorted((+self.rejected).items()))
+        if self.rejected:
+            told = ", ".join(f"{count} whose page was {why}" for why, count in sorted(self.rejected.items()))
             notes.append(f"rounds that were rejected and measured again: {told}")
         for name, found in self.outputs.items():
             if found["relative_diff"] > NOTABLE:
@@ -110,7 +110,7 @@ class InBrowser:
                 )
         for name, step in sorted(self.coarse.items()):
             notes.append(f"{name}: the browser's clock steps by {step:g} ms: single inferences are coarse")
-        return {"browser": self.facts, "outputs": self.outputs, "rejected_rounds": dict(+self.rejected), "notes": notes}
+        return {"browser": self.facts, "outputs": self.outputs, "rejected_rounds": dict(self.rejected), "notes": notes}
 
     def engine(self, job: Job) -> str:
         """Where it is here."""
@@ -177,7 +177,8 @@ class InBrowser:
             try:
                 answer = self.server.ask(self.page, (head, body), limit_s)
             except PageGone:
-                self.rejected["closed"] += head["kind"] == "round"
+                if head["kind"] == "round":
+                    self.rejected["closed"] += 1
                 self.tell(f"{place}: the page was closed; what was measured is kept, open {self.server.url} again")
                 self._next_page(self.page)
                 continue

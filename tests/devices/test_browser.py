@@ -3,6 +3,7 @@
 import json
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 from http.client import HTTPConnection
@@ -41,9 +42,10 @@ def chromium():
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch):
-    """A page that is gone is missed at once."""
+def soon(monkeypatch, tmp_path_factory):
+    """A page that is gone is missed at once; the lock is this test's own, for another session may measure."""
     monkeypatch.setattr(page_server, "GRACE_S", 0.3)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("lock")))
 
 
 class Running:
@@ -90,6 +92,7 @@ def in_round(page, number):
 
 
 @needs_browser
+@pytest.mark.slow
 def test_two_bundles_from_the_command_line_to_history_and_report(folders, chromium, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setenv("EDGEVIT_HOME", str(tmp_path))
