@@ -8,15 +8,17 @@ alternate, forward and backward: a linear drift then falls on both sides alike.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from edgevit.devices import conditions
 from edgevit.devices.config import Device
 from edgevit.devices.plan import BUILDERS, BenchPlan, Job, Setup
 from edgevit.devices.result import Profile, Side, record
 from edgevit.devices.session import Session, here
+from edgevit.devices.transport import PageTransport, Tell
 from edgevit.errors import MeasureError
 from edgevit.stages import Measurement, Round
 
@@ -28,6 +30,11 @@ LOAD_LIMIT_S = 900.0
 """Seconds a runner may need beyond its sampling, mostly to load; a compile on a small board takes minutes."""
 
 Progress = Callable[[str, int, int], None]
+
+
+def say(text: str) -> None:
+    """On standard error."""
+    print(f"edgevit: {text}", file=sys.stderr, flush=True)
 
 
 class Slot(NamedTuple):
@@ -68,6 +75,7 @@ def profile(
     progress: Progress | None = None,
     device: Device | None = None,
     setup: Setup | None = None,
+    tell: Tell = say,
 ) -> Profile:
     """Measure the jobs, each round in a fresh process, never two at once on a machine.
 
@@ -78,6 +86,7 @@ def profile(
         progress: called as (bundle, rounds done, rounds in all) before every round and once at the end.
         device: where; None is this machine.
         setup: what is held and collected there.
+        tell: called with what a person must do, as opening a page.
 
     Raises:
         MeasureError: a runner failed, another session runs on that machine, it cannot be reached, or the jobs do not
@@ -93,7 +102,7 @@ def profile(
     rounds: list[Round] = []
     records: list[Mapping[str, Any]] = []
     every = [*jobs, *([against] if against else [])]
-    with opened(device, every) as session:
+    with opened(device, every, tell) as session:
         session.prepare(setup)
         about, before = session.device(), session.state()
         built = _build(session, every, plan, before["usable_cores"], progress)
@@ -160,10 +169,12 @@ def build_request(job: Job, plan: BenchPlan, cores: int, engine: str) -> dict[st
     return {**_job_json(job, plan, -1, cores, engine), "min_samples": 0}
 
 
-def opened(device: Device | None, jobs: Sequence[Job]) -> AbstractContextManager[Session]:
+def opened(device: Device | None, jobs: Sequence[Job], tell: Tell = say) -> AbstractContextManager[Session]:
     """The session on a device, or here."""
     if device is None:
         return here()
+    if hasattr(device.transport, "hold"):
+        return cast("PageTransport", device.transport).hold(device.name, jobs, tell)
     from edgevit.devices.remote import there
 
     return there(device, jobs)

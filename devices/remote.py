@@ -177,7 +177,10 @@ def there(device: Device, jobs: Sequence[Job] = ()) -> Iterator[There]:
     transport = _with_python(device)
     for job in jobs:
         if job.runner not in ALONE:
-            raise MeasureError(f"{job.bundle}: runner {job.runner!r} measures on this machine only, without --device")
+            raise MeasureError(
+                f"{job.bundle}: runner {job.runner!r} measures in a browser: run it without --device, or on a device "
+                "of transport browser"
+            )
     with transport.connect(), tempfile.TemporaryFile() as stderr:
         tree = place_tree(transport, code())
         engines = {job.bundle: _place_engine(transport, job) for job in jobs}

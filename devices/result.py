@@ -114,7 +114,7 @@ class Profile:
         if limits:
             count = sum(bool(throttled(record)) for record in self.records)
             notes.append(f"{count} of {len(self.records)} rounds ran while the device slowed down: {', '.join(limits)}")
-        return notes
+        return [*notes, *self.measurement.conditions.get("notes", ())]
 
     def _conditions(self) -> dict[str, Any]:
         """The state before, with what the session itself chose and what changed by its end."""
@@ -128,7 +128,11 @@ class Profile:
             "changed_during": changed,
             "threads": sorted({record["threads"] for record in self.records}),
             "runtimes": {record["runtime"]: record["runtime_version"] for record in self.records},
-            **{key: value for key, value in self.measurement.conditions.items() if key not in ("before", "after")},
+            **{
+                key: value
+                for key, value in self.measurement.conditions.items()
+                if key not in ("before", "after", "notes")
+            },
             "plan": asdict(self.plan),
             "order": "A B B A" if self.against is not None else "forward, backward",
             "percentiles": "nearest rank, over all samples",
@@ -152,7 +156,7 @@ class Profile:
             "ci95_ms": list(stats.round_ci(medians, self.plan.seed)),
             "rounds": len(rounds),
             "samples": len(pooled),
-            "peak_memory_bytes": max(found.peak_memory_bytes for found in rounds),
+            "peak_memory_bytes": _max(found.peak_memory_bytes for found in rounds),
             "baseline_memory_bytes": _max(record.get("baseline_memory_bytes") for record in records),
             "min_ms": min(pooled),
             "max_ms": max(pooled),

@@ -77,7 +77,7 @@ def run_round(
     if child.returncode:
         said = last_line(stderr) or "it wrote nothing to stderr"
         raise MeasureError(f"{place} failed ({_ending(child.returncode)}): {said}")
-    return _read_record(out, place, job.get("min_samples") != 0)
+    return checked(_read(out, place), place, job.get("min_samples") != 0)
 
 
 def _ending(status: int) -> str:
@@ -97,12 +97,17 @@ def last_line(text: bytes) -> str:
     return lines[-1] if lines else ""
 
 
-def _read_record(path: Path, place: str, sampled: bool) -> dict[str, Any]:
-    """The runner's record, checked for what the results need; one that only built has no samples."""
+def _read(path: Path, place: str) -> dict[str, Any]:
+    """The runner's record."""
     try:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise MeasureError(f"{place} ended without a readable record: {error}") from error
+    return found
+
+
+def checked(found: dict[str, Any], place: str, sampled: bool = True) -> dict[str, Any]:
+    """The record, which has what the results need; one that only built has no samples. Raises MeasureError."""
     needed = ["job", "fake", "runtime", "runtime_version", "samples_ms"]
     if sampled:
         needed += ["load_ms", "first_ms", "peak_memory_bytes", "threads", "warmup"]

@@ -1,6 +1,6 @@
 """Measure one web bundle in a fresh headless Chromium: `python runner_web.py job.json` (the job of runner_ort.py).
 
-Python 3.9 or later, Linux or macOS. Needs the standard library, numpy and Chromium. The engine is the bundle's
+Python 3.9 or later, Linux or macOS. Needs numpy and Chromium, and edgevit beside it. The engine is the bundle's
 `index.html`; options: threads. Inferences are timed in the page's worker, by a clock that isolation sharpens to 5 us;
 copying the input into WASM is part of each, as it is in an app. `Browser` also serves edgevit.runtimes.web.
 """
@@ -13,19 +13,17 @@ import os
 import platform
 import queue
 import re
-import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import weakref
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from edgevit.devices.web_server import Server
 
 RUNNER = "web"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -36,7 +34,7 @@ FLAGS = (
     "--disable-component-update", "--disable-sync", "--disable-extensions", "--disable-dev-shm-usage",
     "--remote-debugging-pipe",  # its end is ours: whatever ends this process closes it, and the browser with it
 )  # fmt: skip
-START_S, POLL_S = 60.0, 10.0
+START_S = 60.0
 
 
 def find_chromium() -> str | None:
@@ -58,70 +56,6 @@ def chromium_version(path: str) -> str:
     if not found:
         raise RuntimeError(f"{path} --version says {done.stdout.strip()!r}, not a version")
     return found[0]
-
-
-class Handler(SimpleHTTPRequestHandler):
-    """The folder's files, isolated; and jobs under a secret path, for the page's test mode (check.js)."""
-
-    server: Server
-
-    def end_headers(self) -> None:
-        """What SharedArrayBuffer, and so WASM threads, need; and nothing is cached."""
-        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-        self.send_header("Cache-Control", "no-store")
-        super().end_headers()
-
-    def do_GET(self) -> None:
-        """A file, or the next job."""
-        if self.path != f"/check/{self.server.token}/job":
-            super().do_GET()
-            return
-        try:
-            head, body = self.server.jobs.get(timeout=POLL_S)
-        except queue.Empty:
-            self.send_response(204)
-            self.end_headers()
-            return
-        self.send_response(200)
-        self.send_header("x-job", json.dumps(head))
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_POST(self) -> None:
-        """What a job gave."""
-        if self.path != f"/check/{self.server.token}/result":
-            self.send_error(404)
-            return
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.results.put((json.loads(self.headers["x-result"]), body))
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
-
-
-class Server(ThreadingHTTPServer):
-    """Loopback only, a free port unless one is given."""
-
-    daemon_threads = True
-
-    def __init__(self, folder: Path, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), partial(Handler, directory=str(folder)))
-        self.token = secrets.token_urlsafe(16)
-        self.jobs: queue.Queue[tuple[dict[str, Any], bytes]] = queue.Queue()
-        self.results: queue.Queue[tuple[dict[str, Any], bytes]] = queue.Queue()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def address(self) -> str:
-        """Where it is."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that goes away in the middle of an answer is no error."""
 
 
 class Browser:
@@ -203,16 +137,17 @@ def _sandbox() -> list[str]:
     return ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
 
 
-def _close(process: subprocess.Popen[bytes], server: Server, log: Any, profile: str) -> None:
-    """End the browser with its children, then the server, then its files."""
+def _close(process: subprocess.Popen[bytes], server: Server | None, log: Any, profile: str) -> None:
+    """End the browser with its children, then the server, if it is ours, then its files."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert process.stdin is not None
     with contextlib.suppress(OSError):
         process.stdin.close()
-    server.shutdown()
-    server.server_close()
+    if server:
+        server.shutdown()
+        server.server_close()
     log.close()
     shutil.rmtree(profile, ignore_errors=True)
 
@@ -236,21 +171,26 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         peak = browser.peak_memory_bytes()
     finally:
         browser.close()
+    more = {"load_memory_bytes": loaded, "python": platform.python_version(), "machine": platform.machine()}
+    return {**as_record(job, {**facts, **found}, f"Chromium {browser.version}", peak), **more}
+
+
+def as_record(job: dict[str, Any], facts: dict[str, Any], browser: str, peak: int | None) -> dict[str, Any]:
+    """The round's record. facts: what the worker said of load and bench. peak: bytes; None is unknown."""
     return {
         "schema": 1,
         "runner": RUNNER,
         "fake": False,
         "runtime": "onnxruntime-web",
         "runtime_version": facts["version"],
-        "browser": f"Chromium {browser.version}",
-        "threads": facts["threads"],
-        "load_ms": facts["load_ms"],
-        "load_memory_bytes": loaded,
+        "browser": browser,
         "applied": {key: facts[key] for key in ("backend", "reason", "cores", "isolated")},
-        **found,
+        "placement": facts["backend"],
+        **{
+            key: facts[key]
+            for key in ("threads", "load_ms", "first_ms", "warmup", "samples_ms", "median_ms", "tick_ms")
+        },
         "peak_memory_bytes": peak,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
         "job": job,
     }
 

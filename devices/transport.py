@@ -7,13 +7,17 @@ without a default must be there. Every error is a MeasureError that names the st
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from edgevit.devices.rounds import last_line
 from edgevit.errors import MeasureError
+
+if TYPE_CHECKING:
+    from edgevit.devices.in_browser import InBrowser
+    from edgevit.devices.plan import Job
 
 TRANSPORTS = {
     "local": "edgevit.devices.local:Local",
@@ -21,7 +25,11 @@ TRANSPORTS = {
     "adb": "edgevit.devices.adb:Adb",
     "ios-usb": "edgevit.devices.ios_usb:IosUsb",
     "ios-mac": "edgevit.devices.ios_mac:IosMac",
+    "browser": "edgevit.devices.browser:Browser",
 }
+
+Tell = Callable[[str], None]
+"""Says to a person what to do now."""
 
 
 class Done(NamedTuple):
@@ -80,6 +88,13 @@ class PhoneTransport(Transport, Protocol):
 
     def stand_in(self) -> bool:
         """Whether it is: then nothing that comes over it is a measurement. While connected."""
+
+
+class PageTransport(Protocol):
+    """A way to a browser, where nothing is run, pushed or pulled: a page that a person opens there measures."""
+
+    def hold(self, name: str, jobs: Sequence[Job], tell: Tell) -> AbstractContextManager[InBrowser]:
+        """The session on device `name`, once its browser is there. Raises MeasureError."""
 
 
 def call(command: Sequence[str], what: str, stdin: Any = b"", stdout: Any = None, timeout_s: float = 60) -> Done:

@@ -37,6 +37,13 @@ def job(bundle: Bundle, name: str | None = None, there: bool = False) -> Job:
     )
 
 
+def check_kind(bundle: Bundle, kind: str) -> None:
+    """See that a device of that transport can take a bundle. Raises MeasureError."""
+    target = bundle.manifest["target"]
+    if kind == "browser" and target != "web":
+        raise MeasureError(f"{bundle.name}: target {target} does not run in a browser: export with --target web")
+
+
 def about(bundle: Bundle) -> dict[str, Any]:
     """What a record says of the engine besides its name: hash, precision, target, model, schedule, MACs."""
     manifest = bundle.manifest

@@ -252,14 +252,14 @@ class Engine:
 class Round:
     """One fresh process: raw latencies of single inferences in milliseconds, and the conditions around them.
 
-    first_ms: the first inference; None where the runtime keeps it to itself.
+    first_ms: the first inference; None where the runtime keeps it to itself. peak_memory_bytes: None is unknown.
     """
 
     bundle: str
     samples_ms: tuple[float, ...]
     load_ms: float
     first_ms: float | None
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
     loadavg: float
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, cast
 
-from edgevit.commands.terminal import named_value, print_json, print_table
+from edgevit.commands.terminal import named_value, note, print_json, print_table
 
 if TYPE_CHECKING:
     from edgevit.devices.config import Device
-    from edgevit.devices.transport import PhoneTransport
+    from edgevit.devices.transport import PageTransport, PhoneTransport
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +75,8 @@ def _check(arguments: argparse.Namespace) -> int:
     from edgevit.devices.remote import there
 
     device = find(arguments.name)
+    if hasattr(device.transport, "hold"):
+        return _look(device, arguments)
     if not hasattr(device.transport, "python"):
         return _reach(device, arguments)
     with there(device) as session:
@@ -107,6 +109,37 @@ def _reach(device: Device, arguments: argparse.Namespace) -> int:
     print(f"{device.name}: reached by {device.kind}{'; FAKE: by a stand-in' if fake else ''}")
     print(f"finding   {text}")
     return 0
+
+
+def _look(device: Device, arguments: argparse.Namespace) -> int:
+    """A browser: what it says of itself once its page is open."""
+    with cast("PageTransport", device.transport).hold(device.name, (), note) as session:
+        about, facts = session.device(), session.facts
+    texts = browser_findings(facts)
+    if arguments.json:
+        print_json({"device": about, "browser": facts, "findings": texts})
+        return 0
+    print(f"{device.name}: {about['browser']}")
+    for what in ("model", "os", "arch", "cores"):
+        print(f"{what:9} {about[what]}")
+    for what in ("isolated", "simd", "webgpu"):
+        print(f"{what:9} {'yes' if facts[what] else 'no'}")
+    for text in texts:
+        print(f"finding   {text}")
+    return 0
+
+
+def browser_findings(facts: dict[str, Any]) -> list[str]:
+    """What a browser lacks, and what to do about it."""
+    texts = []
+    if not facts["isolated"]:
+        texts.append(
+            "the page is not isolated, so it has one thread and a coarse clock: give the device cert and key for "
+            "https, or reach it as localhost (adb reverse)"
+        )
+    if not facts["simd"]:
+        texts.append("this browser has no WASM SIMD, which onnxruntime-web needs: update it")
+    return texts
 
 
 def findings(found: dict[str, Any]) -> list[str]:

@@ -46,12 +46,14 @@ def run(arguments: argparse.Namespace) -> int:
     from edgevit.devices.config import LOCAL, find
     from edgevit.devices.plan import Setup
     from edgevit.devices.result import record
-    from edgevit.measure import about, job, unique_names
+    from edgevit.measure import about, check_kind, job, unique_names
 
     device = None if arguments.device == LOCAL else find(arguments.device)
     bundles = [Bundle.load(path) for path in arguments.bundles]
     against = Bundle.load(arguments.against) if arguments.against else None
     every = [*bundles, *([against] if against else [])]
+    for bundle in every:
+        check_kind(bundle, device.kind if device else LOCAL)
     names = unique_names(every)
     there = device is not None
     jobs = [job(b, n, there) for b, n in zip(bundles, names, strict=False)]
@@ -66,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         history.check()
     with progress() as show:
         other = job(against, names[-1], there) if against else None
-        found = profile(jobs, other, BenchPlan(**options), show, device, wanted)
+        found = profile(jobs, other, BenchPlan(**options), show, device, wanted, note)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         record(found, arguments.out)
@@ -121,7 +123,7 @@ def table(summary: dict[str, Any]) -> Any:
     from rich.table import Table
 
     device, conditions = summary["device"], summary["conditions"]
-    where = ": ".join(filter(None, (device.get("name"), device["cpu"])))
+    where = ": ".join(filter(None, (device.get("name"), device.get("browser") or device["cpu"])))
     title = f"{where}, {conditions['threads']} threads, order {conditions['order']}"
     shown = Table(title=title)
     for column in ("bundle", "median ms", "95 % CI", "p90", "p99", "speedup", "95 % CI"):

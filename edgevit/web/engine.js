@@ -1,11 +1,13 @@
 // The worker, as promises.
 
 export class Engine {
-  #worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+  #worker;
   #waiting = new Map();
   #next = 0;
 
-  constructor() {
+  /** place: the worker's script; none is the one beside this file. */
+  constructor(place = new URL("./worker.js", import.meta.url)) {
+    this.#worker = new Worker(place, { type: "module" });
     this.#worker.onmessage = ({ data: { id, ok, error } }) => {
       const { resolve, reject } = this.#waiting.get(id);
       this.#waiting.delete(id);

@@ -2,6 +2,7 @@
 
 import json
 from hashlib import sha256
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -35,5 +36,24 @@ def bundle(folder: Path, target: str = "ort") -> Path:
         "entry": "model.onnx",
         "files": {"model.onnx": sha256((folder / "model.onnx").read_bytes()).hexdigest()},
     }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def web_bundle(folder: Path) -> Path:
+    """The same for a browser: relu, the page, and onnxruntime-web for WASM."""
+    from edgevit.runtimes.web import PAGE, WASM, Web
+
+    bundle(folder, "web")
+    copied = Web()._copy_runtime(folder / "ort", WASM)
+    options = {"session_config": {}, "backends": ["wasm"]}
+    (folder / "engine.json").write_text(json.dumps({"model": "model.onnx", "precision": "fp32", **options}))
+    for name in PAGE:
+        (folder / name).write_bytes(resources.files("edgevit.web").joinpath(name).read_bytes())
+    names = ("model.onnx", "engine.json", *PAGE, *copied)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"entry": "index.html", "precision": "fp32"}
+    manifest["runtime"]["options"] = options
+    manifest["files"] = {name: sha256((folder / name).read_bytes()).hexdigest() for name in names}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

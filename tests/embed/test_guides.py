@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from tests.embed.conftest import block, follow, serving
-from tests.runtimes.devtools import Elsewhere, Page, lacking
+from tests.runtimes.devtools import Page, lacking
 
 
 @pytest.mark.slow
@@ -25,7 +25,8 @@ def test_the_web_guide(tmp_path):
     with serving("web.md", tmp_path, port, MODEL="demo", **server):
         own = "const blob = await (await fetch('golden/2.png')).blob();\n" + block("web.md", "js")
         (tmp_path / "app/own.html").write_text(f'<script type="module">{own}\nwindow.best = best;</script>')
-        with Page(Elsewhere(f"http://localhost:{port}")) as page:
+        with Page() as page:
+            page.go(f"http://localhost:{port}")
             page.wait("window.classifier && 1")
             assert page.value("self.crossOriginIsolated")
             page.value("""fetch("golden/2.png").then((r) => r.blob()).then((image) => {

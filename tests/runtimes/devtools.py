@@ -36,27 +36,14 @@ class PlainHandler(SimpleHTTPRequestHandler):
         pass
 
 
-class Elsewhere:
-    """A server that another process runs; `address` is what a reader would type."""
-
-    def __init__(self, address):
-        self.address = address
-
-    def shutdown(self):
-        """Not ours."""
-
-    server_close = shutdown
-
-
 class Page:
-    """One page of a served folder; `with Page(folder, "?image=a.png") as page`.
+    """One page of a served folder, or none yet; `with Page(folder, "?image=a.png") as page`.
 
-    folder: also `Elsewhere`. script: runs in each document before its own scripts.
+    script: runs in each document before its own scripts.
     """
 
-    def __init__(self, folder, query="", size="1000,900", flags=(), isolated=True, script=""):
-        there = isinstance(folder, Elsewhere)
-        self.server = folder if there else (Server if isolated else Plain)(folder)
+    def __init__(self, folder=None, query="", size="1000,900", flags=(), isolated=True, script=""):
+        self.server = (Server if isolated else Plain)(folder) if folder else None
         self.profile = tempfile.mkdtemp(prefix="edgevit-chromium-")
         # Chromium's debugger reads file 3 and writes file 4; the shell makes them of standard input and output
         command = ["/bin/sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh", find_chromium(), *FLAGS]
@@ -65,24 +52,29 @@ class Page:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         self.count, self.rest, self.session = 0, b"", None
-        every = self.ask("Target.getTargets")["targetInfos"]
-        self.target = next(t["targetId"] for t in every if t["type"] == "page")
-        self.start = self.server.address + ("" if there else "/index.html")
-        self._go(query, script)
+        target = next(t for t in self.ask("Target.getTargets")["targetInfos"] if t["type"] == "page")
+        self.target, self.other = target["targetId"], None
+        self._attach(script)
+        if folder:
+            self.start = f"{self.server.address}/index.html"
+            self.go(self.start + query)
 
-    def _go(self, query, script):
+    def _attach(self, script):
         self.session = self.ask("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
         if script:
             self.ask("Page.enable")
             self.ask("Page.addScriptToEvaluateOnNewDocument", source=script)
-        self.ask("Page.navigate", url=self.start + query)
+
+    def go(self, url):
+        self.ask("Page.navigate", url=url)
 
     def again(self, query="", script=""):
         """A second visit, in a new tab of the same browser; the first is closed."""
         old, self.session = self.target, None
         self.target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self.ask("Target.closeTarget", targetId=old)
-        self._go(query, script)
+        self._attach(script)
+        self.go(self.start + query)
 
     def ask(self, method, **params):
         self.count += 1
@@ -100,6 +92,16 @@ class Page:
             if found.get("id") == self.count:
                 assert "error" not in found, found
                 return found["result"]
+
+    def hide(self):
+        """Put another tab in front."""
+        self.other = self.other or self.ask("Target.createTarget", url="about:blank")["targetId"]
+        self.ask("Target.activateTarget", targetId=self.other)
+        self.wait("document.hidden")
+
+    def show(self):
+        self.ask("Target.activateTarget", targetId=self.target)
+        self.wait("!document.hidden")
 
     def value(self, expression):
         found = self.ask("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
