@@ -1,4 +1,4 @@
-"""Every hybrid family in float32 and int8: regions, layers kept float and why, output SQNR, sizes, latency ratios.
+"""Every hybrid family in float32 and int8: regions, what is kept float and why, output SQNR, sizes, latency ratios.
 
     python benchmarks/hybrid_table.py -o DIR                     export all and compare, with the table
     python benchmarks/hybrid_table.py -o DIR --latency           measure too, on an idle machine
@@ -37,6 +37,23 @@ PREPROCESS = {"resize": "squash", "interpolation": "bicubic", "mean": [0.5] * 3,
 SHORT = {  # what the regions are called in the table
     "conv-stage": "conv", "transformer": "attn", "transformer-residual": "residual", "attention-core": "core",
 }  # fmt: skip
+
+REASONS = {  # why something is kept float, in the table's words; an activation by its own name
+    "elementwise arithmetic stays float": "arithmetic",
+    "residual stream stays float: one scale for all its channels ruins accuracy": "residual",
+    "in 8 bits this target is no faster here": "no faster",
+    "product of two activations stays float": "products",
+    "an activation function costs nothing in float here": "activation",
+    "normalization has no integer kernel, and its statistics need range": "norm",
+    "normalization stays float": "norm",
+    "softmax stays float: 8 bits lose its tail": "softmax",
+    "pooling stays float": "pooling",
+    "this version has no 8-bit form of it": "no form yet",
+    "attention core: softmax and its two products stay float": "core",
+    "a gate stays float": "gate",
+    "it reads a constant, so engines compute it once, when they load": "constant",
+}
+NO_KERNEL = " has no integer kernel"
 
 
 def pixels(out: Path) -> tuple[Path, Path]:
@@ -171,13 +188,34 @@ def cells(name: str, row: dict[str, Any]) -> Iterator[str]:
     for target in TARGETS:
         cell = row[target]
         if "refused" in cell:
-            yield from (f"refused: {cell['refused']}", "–", "–", "–")
+            yield from (f"refused: {cell['refused']}", "–", "–")
             continue
-        yield f"{sum(cell['kept'].values())}"
         yield f"{cell['sqnr']:.0f}"
         yield f"{cell['size']:.2f}"
         ratio = cell.get("speedup")
         yield f"{ratio['ratio']:.2f} ({ratio['ci95'][0]:.2f} to {ratio['ci95'][1]:.2f})" if ratio else "–"
+
+
+def table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """A row a family, twice: figures, and what stays float."""
+    titles = [f"{target} {figure}" for target in TARGETS for figure in ("SQNR, dB", "size", "speed")]
+    yield f"| | layers | {' | '.join(titles)} |"
+    yield "|---|---|" + "--:|--:|---|" * len(TARGETS)
+    for name, row in found.items():
+        yield f"| {' | '.join(cells(name, row))} |"
+    yield ""
+    yield f"| kept float | {' | '.join(TARGETS)} |"
+    yield "|---|" + "---|" * len(TARGETS)
+    for name, row in found.items():
+        yield f"| {name} | {' | '.join(why(row[target]) for target in TARGETS)} |"
+
+
+def why(cell: dict[str, Any]) -> str:
+    """What a bundle keeps float: reason and count, the most frequent first."""
+    found: Counter[str] = Counter()
+    for reason, count in cell.get("kept", {}).items():
+        found[REASONS.get(reason, reason.removesuffix(NO_KERNEL))] += count
+    return ", ".join(f"{reason} {count}" for reason, count in found.most_common())
 
 
 def main() -> None:
@@ -195,9 +233,8 @@ def main() -> None:
         for _ in filled(found.setdefault(name, {}), name, arguments.out, arguments.rounds * arguments.latency):
             path.write_text(json.dumps(found, indent=1))
             print(name, found[name], file=sys.stderr)
-    print("| family | layers | " + " | ".join(f"{t}: float, SQNR dB, size, speed" for t in TARGETS) + " |")
-    for name in arguments.models:
-        print(f"| {' | '.join(cells(name, found[name]))} |")
+    for line in table({name: found[name] for name in arguments.models}):
+        print(line)
 
 
 if __name__ == "__main__":
