@@ -2,6 +2,7 @@
 
     python tests/targets.py ASSETS -o WORK                       writes docs/targets.md (`make targets`): hours
     python tests/targets.py ASSETS -o WORK --only ViT-Tiny ort   these cells alone, printed
+    python tests/targets.py ASSETS -o WORK --as-is               builds nothing: the page of the cells that are there
 
 A cell is one `edgevit export` with 8 images: photographs, or faces for the face model. What the numeric check then
 ran is the target's own `checked_by`. Models without real weights have random ones whose gains and statistics matter;
@@ -30,6 +31,7 @@ BEGIN, END = "<!-- table: make targets -->", "<!-- end of table -->"
 IMAGES = 8
 PRECISIONS = ("fp32", "fp16", "int8")
 LIMIT_S = 1800
+NOT_RUN = "?"
 
 
 @dataclass(frozen=True)
@@ -197,16 +199,15 @@ def table(rows: dict[tuple[str, str, str, str], dict[str, Any]]) -> str:
         texts = []
         for target in targets:
             found = [rows.get((model, target, precision, schedule)) for precision in PRECISIONS]
-            texts.append(" / ".join(shown(row, notes) if row else "?" for row in found))
+            texts.append(" / ".join(shown(row, notes) if row else NOT_RUN for row in found))
         lines.append(f"| {model} | `{schedule}` | {' | '.join(texts)} |")
     count = Counter(
         "built" if "by" in r else "absent" if "has no" in r.get("refused", "") else "not" for r in rows.values()
     )
     tried = count["built"] + count["not"]
-    lines += [
-        "",
-        f"{count['built']} of {tried} cells built and verified ({100 * count['built'] / max(tried, 1):.1f} %).",
-    ]
+    total = f"{count['built']} of {tried} cells built and verified ({100 * count['built'] / max(tried, 1):.1f} %)"
+    missing = sum(line.count(f" {NOT_RUN} ") for line in lines)
+    lines += ["", f"{total}; {missing} cells (`{NOT_RUN}`) were not tried." if missing else f"{total}."]
     lines += ["", *(f"{i}. {text}" for i, text in enumerate(notes, 1))] if notes else []
     return "\n".join(lines)
 
@@ -217,6 +218,7 @@ def main() -> None:
     parser.add_argument("assets", type=Path)
     parser.add_argument("-o", "--work", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="models and targets")
+    parser.add_argument("--as-is", action="store_true", help="build nothing")
     parser.add_argument("--cells", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -226,9 +228,10 @@ def main() -> None:
             write(arguments.work, cell(*wanted, arguments.assets, arguments.work))
         return
     wanted = cells(arguments.only)
-    build(wanted, arguments.assets.resolve(), arguments.work.resolve())
+    if not arguments.as_is:
+        build(wanted, arguments.assets.resolve(), arguments.work.resolve())
     have = read(arguments.work)
-    text = table({c: have[c] for c in wanted})
+    text = table({c: have[c] for c in wanted if c in have})
     if arguments.only:
         print(text)
         return
