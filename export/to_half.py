@@ -65,6 +65,7 @@ class _Halves:
     def __init__(self, module: GraphModule) -> None:
         self.module, self.flow = module, Flow(module)
         self.single = _single(module, self.flow)
+        self.wide = self._wide()
         self.type: dict[Node, torch.dtype] = {}
         self.casts: dict[tuple[Node, torch.dtype], Node] = {}
 
@@ -75,7 +76,7 @@ class _Halves:
                 self.type[node] = self._choose(node)
                 self._read(node, self.type[node])
             elif operator(node).startswith("dequantize"):  # a weight
-                self.type[node] = HALF if self._fits(node) else FLOAT
+                self.type[node] = FLOAT if node in self.wide or not self._fits(node) else HALF
             if operator(node).startswith(("quantize", "dequantize")) and self.type[node] is HALF:
                 _scale_in_half(self.module, node)
         self._read(self.module.graph.output_node(), FLOAT)
@@ -86,7 +87,7 @@ class _Halves:
         if name.startswith("dequantize"):
             return self.type[self.flow.inputs[node][0]]
         if name.startswith("quantize"):
-            return HALF if self._fits(node) else FLOAT
+            return FLOAT if node in self.wide or not self._fits(node) else HALF
         types = [self.type.get(n, FLOAT) for n in (floats[:1] if name.endswith("_as") else floats)]
         named = FLOAT in (*node.args, *node.kwargs.values())
         if node in self.single or not types or named or not self._fits(node):
@@ -94,6 +95,17 @@ class _Halves:
         if name in LAYOUT:
             return HALF if HALF in types else FLOAT
         return FLOAT if name in FOLLOWS and HALF not in types else HALF
+
+    def _wide(self) -> set[Node]:
+        """Quantizers of layers one of whose scales float16 does not hold: TensorRT wants one type."""
+        wide: set[Node] = set()
+        for node in self.flow.nodes:
+            if operator(node).startswith("dequantize"):
+                layers = [n for n in node.users if n in self.flow.layers]
+                group = [node, *self.flow.inputs[node], *(n.args[1] for n in layers)]
+                if layers and not all(self._fits(n) for n in group):
+                    wide.update(group)
+        return wide
 
     def _read(self, node: Node, wanted: torch.dtype) -> None:
         def cast(value: Node) -> Node:

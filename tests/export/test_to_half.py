@@ -1,5 +1,7 @@
 """float16 programs: near float32, and float32 inside where rounding or overflow would change what is computed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +121,34 @@ def check_scales(path):
     assert {kinds.get(n.input[1]) for n in quantizers} == {onnx.TensorProto.FLOAT16}
     casts = [n for n in model.graph.node if n.op_type == "Cast" and n.input[0] in made]
     assert not [n for n in casts if made[n.input[0]].op_type == "DequantizeLinear"]
+
+
+class Faint(nn.Module):
+    """Its first Linear has a channel so faint that float16 does not hold the scale; its second has none."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3 * 32, 16), nn.Linear(16, 16)
+        with torch.no_grad():
+            self.first.weight[0] *= 1e-5
+
+    def forward(self, images):
+        return self.second(nn.functional.relu(self.first(images.flatten(1, 2).transpose(1, 2))))
+
+
+def test_both_scales_of_a_layer_have_one_type(tmp_path):
+    """TensorRT-RTX 1.7 builds no matrix product whose scales are float16 and float32."""
+    torch.manual_seed(0)
+    images = [i.numpy() for i in drawn(INPUTS, 4)]
+    scheme = replace(POLICIES["tensorrt"], equalize=False)  # which would make it louder
+    graph = quantize(trace(Faint().eval(), InputSpec(1, 32, 32)), scheme, (), images, len(images))
+    half = check(graph, tmp_path, near=0.04)  # a value moves by a whole step, as above
+    found = []
+    for layer in (n for n in half.program.graph.nodes if operator(n) == "linear"):
+        sources = [n.args[0] if operator(n) == "_to_copy" else n for n in layer.args[:2]]
+        assert all(operator(n).startswith("dequantize") for n in sources)
+        found.append({n.meta["val"].dtype for n in sources})
+    assert found == [{torch.float32}, {torch.float16}]
 
 
 class Awkward(nn.Module):
