@@ -10,11 +10,12 @@ import shutil
 import sys
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import RuntimeRefusal, missing_extra
+from edgevit.export.coreml_half import Half
 from edgevit.export.coreml_operators import rewritings
 from edgevit.quiet import quiet
 from edgevit.stages import Graph, Refusal
@@ -54,20 +55,22 @@ def import_coremltools() -> Any:
     return coremltools
 
 
-def to_coreml(
-    graph: Graph, path: Path, deployment: str, half: Callable[[Any], bool] | None, fused: bool, entries: int = 0
-) -> None:
+def to_coreml(graph: Graph, path: Path, deployment: str, half: bool, fused: bool, entries: int = 0) -> None:
     """Write an ML Program (input as the graph says, output `logits`) for a deployment target (`iOS18`).
 
-    half: which MIL operators compute in float16, None for none. fused: attention as one operator, where the deployment
+    half: float16, but for what stays float32 (`coreml_half`). fused: attention as one operator, where the deployment
     target has it. entries: size of the tables that weights are palettized to, 0 for none.
     Raises RuntimeRefusal with the operator that is not converted.
     """
     import numpy as np
 
+    from edgevit.quant.quotients import quotients_of_sums
+
     ct = import_coremltools()
     program = graph.program.run_decompositions(rewritings(fused))
-    precision = ct.precision.FLOAT32 if half is None else ct.transform.FP16ComputePrecision(op_selector=half)
+    precision = ct.precision.FLOAT32
+    if half:
+        precision = ct.transform.FP16ComputePrecision(op_selector=Half(quotients_of_sums(program.module())))
     with quiet(*LOGGERS), contextlib.redirect_stderr(io.StringIO()):  # progress bars
         try:
             model = ct.convert(

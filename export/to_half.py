@@ -18,8 +18,8 @@ from edgevit.export.fold_batch_norm import fold_batch_norm
 from edgevit.export.rewrite import Node, attribute, call, constant, sweep
 from edgevit.export.trace import export_program
 from edgevit.quant.decisions import deciding, is_float
-from edgevit.quant.flow import ATTENTION, CONTRACTIONS, LAYOUT, NORMS, Flow, operator
-from edgevit.quant.structure import Structure
+from edgevit.quant.flow import ATTENTION, LAYOUT, NORMS, Flow, operator
+from edgevit.quant.quotients import FOLLOWS, quotients
 from edgevit.stages import Graph
 
 if TYPE_CHECKING:
@@ -31,10 +31,6 @@ STATISTICS = (NORMS - {"layer_norm", "native_layer_norm"}) | {
     "_native_batch_norm_legit_no_training", "sum", "mean", "var", "std", "var_mean", "std_mean", "cumsum", "prod",
     "linalg_vector_norm", "norm", "pow", "logsumexp", "adaptive_avg_pool2d",
 }  # fmt: skip
-FOLLOWS = {"add", "sub", "mul", "div", "neg", "sqrt", "rsqrt", "reciprocal", "log", "exp", "clamp", "clamp_min", "abs"}
-"""Arithmetic on float32 alone stays float32: a statistic on its way."""
-ARITHMETIC = FOLLOWS | CONTRACTIONS | LAYOUT | {"relu", "sum", "mean"}
-"""What a quotient is followed back through."""
 INTERNAL = {"layer_norm", "native_layer_norm", ATTENTION, "dropout"}
 """Their scalars are no float16 tensors."""
 G = TypeVar("G", bound=Graph)
@@ -94,6 +90,7 @@ class _Halves:
             return FLOAT
         if name in LAYOUT:
             return HALF if HALF in types else FLOAT
+        # arithmetic on float32 alone: a statistic on its way
         return FLOAT if name in FOLLOWS and HALF not in types else HALF
 
     def _wide(self) -> set[Node]:
@@ -141,18 +138,9 @@ class _Halves:
 
 def _single(module: GraphModule, flow: Flow) -> set[Node]:
     """Nodes that stay float32 for what they are: decisions, statistics, quotients."""
-    parts, names = Structure(flow), deciding(module)
-    layers = flow.bits(flow.layers)
-
-    def ends(node: Node) -> bool:
-        residual = node in parts.skips and parts.skips[node].branch & layers
-        return bool(residual) or operator(node) not in ARITHMETIC
-
+    names = deciding(module)
     found = {n for n in flow.nodes if n.name in names or operator(n) in STATISTICS}
-    for node in flow.nodes:
-        if operator(node) == "div" and len(flow.operands(node)) == 2:
-            found.update(n for n in flow.back([node], ends) if not ends(n) and operator(n) not in LAYOUT)
-    return found
+    return found.union(*quotients(flow))
 
 
 def _scale_in_half(module: GraphModule, node: Node) -> None:

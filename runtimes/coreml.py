@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import RuntimeRefusal
-from edgevit.export.coreml_half import Half
 from edgevit.export.to_coreml import import_coremltools, to_coreml, unknown
 from edgevit.names import did_you_mean
 from edgevit.quant.policies import POLICIES
@@ -90,7 +89,7 @@ class CoreMl:
     def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
         """Write `model.mlpackage`, and the forecast of where it will run."""
         package = folder / PACKAGE
-        half = None if precision == "fp32" else Half()
+        half = precision != "fp32"
         to_coreml(graph, package, self.deployment, half, self.attention == "fused", PALETTES.get(precision, 0))
         program = read_program(package)
         rows = forecast(program)

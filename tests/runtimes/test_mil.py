@@ -167,7 +167,7 @@ def packages(tmp_path_factory):
     made = {}
     for name, group in GROUPS.items():
         made[name] = tmp_path_factory.mktemp("mil") / f"{name}.mlpackage"
-        to_coreml(trace(Every(group), INPUTS), made[name], "iOS18", None, fused=True)
+        to_coreml(trace(Every(group), INPUTS), made[name], "iOS18", half=False, fused=True)
     return made
 
 
