@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgevit.errors import RuntimeRefusal, missing_extra
+from edgevit.errors import EdgeVitError, RuntimeRefusal, missing_extra
 from edgevit.export.attention_as_products import attention_as_products
 from edgevit.export.fold_constants import fold_constants
 from edgevit.export.lengths_as_sums import lengths_as_sums
@@ -92,10 +92,13 @@ class ExecuTorch:
         """Lower and write `model.pte`, with the list of what XNNPACK did not take."""
         version = self.version()
         with quiet(), quiet_descriptor(), Reasons() as reasons:
-            lowered = _lowered(_formed(to_half(graph) if precision == "fp16" else graph))
+            formed = _formed(to_half(graph) if precision == "fp16" else graph)
+            with _refused(f"cannot lower the {precision} program"):
+                lowered = _lowered(formed)
             options = {"partition": partition(lowered.exported_program(), reasons.found)}
             _check_kernels(lowered.exported_program())
-            written = lowered.to_executorch()
+            with _refused(f"cannot write the {precision} program"):
+                written = lowered.to_executorch()
         (folder / "model.pte").write_bytes(written.buffer)
         files = ("model.pte",)
         return Engine(folder, self.name, version, precision, files[0], files, graph.inputs, options)
@@ -103,6 +106,19 @@ class ExecuTorch:
     def open(self, engine: Engine, threads: int | None = None) -> Session:
         """Load the file. threads: of the whole process, as its runtime has one pool."""
         return PteSession(engine, threads)
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Raise what a foreign compiler or runtime raises, assertions too, as a RuntimeRefusal of one line."""
+    try:
+        yield
+    except EdgeVitError:
+        raise
+    except Exception as error:
+        why = (str(error).strip().splitlines() or ["no reason given"])[0][:240]
+        text = f"executorch {what}: {type(error).__name__}: {why}"
+        raise RuntimeRefusal(f"{text}; try another precision, or take another target") from error
 
 
 def _check_kernels(program: ExportedProgram) -> None:
@@ -172,17 +188,23 @@ class PteSession:
 
     def __init__(self, engine: Engine, threads: int | None) -> None:
         runtime, path = _extension(), engine.folder / engine.entry
+        self.shape, self.name = engine.inputs.shape, path.name
         try:
             with quiet_descriptor():
                 if threads:
                     runtime._unsafe_reset_threadpool(threads)
                 self.method = runtime._load_program(str(path)).load_method("forward")
         except RuntimeError as error:
-            raise RuntimeRefusal(f"ExecuTorch cannot load {path.name}: {error}; export it again") from error
+            text = f"executorch cannot load {path.name}: {error}"
+            raise RuntimeRefusal(f"{text}; export it again, or in another precision or for another target") from error
 
     def run(self, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """One inference."""
+        """One inference. Raises RuntimeRefusal for images of another shape, and when a kernel fails."""
         import torch
 
-        out: np.ndarray[Any, Any] = self.method([torch.from_numpy(images)])[0].numpy()
+        if images.shape != self.shape:
+            have, want = list(images.shape), list(self.shape)
+            raise RuntimeRefusal(f"executorch: {self.name} takes images {want}, got {have}; export it for that input")
+        with _refused(f"cannot run {self.name}"):
+            out: np.ndarray[Any, Any] = self.method([torch.from_numpy(images)])[0].numpy()
         return out

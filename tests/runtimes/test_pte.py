@@ -124,14 +124,44 @@ def test_a_damaged_file_is_named(engine, tmp_path):
 
     _, built = engine("executorch")
     (tmp_path / "model.pte").write_bytes((built.folder / "model.pte").read_bytes()[:200])
-    with pytest.raises(RuntimeRefusal, match=r"ExecuTorch cannot load model\.pte: .*; export it again"):
+    with pytest.raises(RuntimeRefusal, match=r"executorch cannot load model\.pte: .*; export it again"):
         TARGET.open(replace(built, folder=tmp_path))
 
 
 def test_a_wrong_image_size_is_an_error(engine):
     _, built = engine("executorch")
-    with pytest.raises(RuntimeError, match=r"(?i)shape|size|input"):
+    with pytest.raises(RuntimeRefusal, match=r"model\.pte takes images \[1, 3, 32, 32\], got \[1, 3, 40, 40\]; export"):
         TARGET.open(built).run(np.zeros((1, 3, 40, 40), np.float32))
+
+
+def test_what_the_compiler_asserts_is_a_refusal(monkeypatch, tmp_path):
+    """XNNPACK's partitioner asserts that its parts make no cycle; ours makes none, so one is made here."""
+    import executorch.exir as exir
+
+    def broken(*_, **__):
+        raise AssertionError("Invalid partition, found dependency cycles\nand more")
+
+    monkeypatch.setattr(exir, "to_edge_transform_and_lower", broken)
+    with pytest.raises(RuntimeRefusal) as error:
+        TARGET.build(trace(torch.nn.Flatten(), InputSpec(1, 8, 8)), tmp_path, "fp32")
+    assert str(error.value) == (
+        "executorch cannot lower the fp32 program: AssertionError: Invalid partition, found dependency cycles; "
+        "try another precision, or take another target"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kernel_that_fails_is_a_refusal(engine, images):
+    """An error code is all that the runtime says of a kernel that fails while it runs."""
+    _, built = engine("executorch")
+    session = TARGET.open(built)
+
+    def fails(_):
+        raise RuntimeError("method->execute() failed with error 0x1")
+
+    session.method = fails
+    with pytest.raises(RuntimeRefusal, match=r"^executorch cannot run model\.pte: .* error 0x1; try another precision"):
+        session.run(images[0])
 
 
 def test_a_missing_package_is_named(monkeypatch):
