@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgevit.from_onnx.read import LIFTED_BYTES, Foreign, Shapes, graphs
+from edgevit.from_onnx.read import LIFTED_BYTES, Foreign, Shapes, graphs, use_domain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +70,7 @@ class Editor:
         new = helper.make_node(op, inputs, list(node.output), node.name, domain=domain, **attributes)
         node.CopyFrom(new)
         if domain:
-            use_domain(self.foreign, domain)
+            use_domain(self.foreign.model, domain)
 
     def match(self, name: str, pattern: Pattern) -> Mapping[str, Any] | None:
         """What the names of a pattern stand for, where the value `name` is made like it."""
@@ -110,14 +110,6 @@ def put_in_front(foreign: Foreign, front: Mapping[str, Sequence[onnx.NodeProto]]
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
-
-
-def use_domain(foreign: Foreign, domain: str = OWN) -> None:
-    """Let a graph use the operators of a domain."""
-    from onnx import helper
-
-    if all(o.domain != domain for o in foreign.model.opset_import):
-        foreign.model.opset_import.append(helper.make_opsetid(domain, 1))
 
 
 def shapes(foreign: Foreign) -> Shapes:

@@ -194,16 +194,22 @@ def _opset(name: str, model: onnx.ModelProto) -> int:
 
 def _name_the_domain(model: onnx.ModelProto, opset: int) -> None:
     """LayerNormalization before opset 17 is ONNX Runtime's own, which its optimizer writes without its domain."""
-    from onnx import helper
-
     if opset >= LAYER_NORM_OPSET:
         return
     every = (node for body in _bodies(model) for graph, _ in graphs(body) for node in graph.node)
     nodes = [node for node in every if (node.domain, node.op_type) == ("", "LayerNormalization")]
     for node in nodes:
         node.domain = MICROSOFT
-    if nodes and all(o.domain != MICROSOFT for o in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    if nodes:
+        use_domain(model, MICROSOFT)
+
+
+def use_domain(model: onnx.ModelProto, domain: str) -> None:
+    """Let a graph use the operators of a domain."""
+    from onnx import helper
+
+    if all(o.domain != domain for o in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(domain, 1))
 
 
 def _lift(path: Path, model: onnx.ModelProto) -> dict[str, np.ndarray]:

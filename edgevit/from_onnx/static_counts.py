@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 
 from edgevit.errors import LoadError
-from edgevit.from_onnx.editing import OWN, Editor, attribute, put_in_front, use_domain
-from edgevit.from_onnx.read import label
+from edgevit.from_onnx.editing import OWN, Editor, attribute, put_in_front
+from edgevit.from_onnx.read import label, use_domain
 
 if TYPE_CHECKING:
     import onnx
@@ -54,7 +54,7 @@ def static_counts(foreign: Foreign) -> int:
         for point, margin, name, count in zip(points, margins, made, counts, strict=True)
     }
     put_in_front(foreign, front)
-    use_domain(foreign)
+    use_domain(foreign.model, OWN)
     return len(points)
 
 
