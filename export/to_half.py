@@ -61,7 +61,7 @@ class _Halves:
     def __init__(self, module: GraphModule) -> None:
         self.module, self.flow = module, Flow(module)
         self.single = _single(module, self.flow)
-        self.wide = self._wide()
+        self.wide = self._wide()  # quantizers and dequantizers
         self.type: dict[Node, torch.dtype] = {}
         self.casts: dict[tuple[Node, torch.dtype], Node] = {}
 
@@ -72,7 +72,7 @@ class _Halves:
                 self.type[node] = self._choose(node)
                 self._read(node, self.type[node])
             elif operator(node).startswith("dequantize"):  # a weight
-                self.type[node] = FLOAT if node in self.wide or not self._fits(node) else HALF
+                self.type[node] = FLOAT if node in self.wide else HALF
             if operator(node).startswith(("quantize", "dequantize")) and self.type[node] is HALF:
                 _scale_in_half(self.module, node)
         self._read(self.module.graph.output_node(), FLOAT)
@@ -83,7 +83,7 @@ class _Halves:
         if name.startswith("dequantize"):
             return self.type[self.flow.inputs[node][0]]
         if name.startswith("quantize"):
-            return FLOAT if node in self.wide or not self._fits(node) else HALF
+            return FLOAT if node in self.wide else HALF
         types = [self.type.get(n, FLOAT) for n in (floats[:1] if name.endswith("_as") else floats)]
         named = FLOAT in (*node.args, *node.kwargs.values())
         if node in self.single or not types or named or not self._fits(node):
@@ -94,14 +94,14 @@ class _Halves:
         return FLOAT if name in FOLLOWS and HALF not in types else HALF
 
     def _wide(self) -> set[Node]:
-        """Quantizers of layers one of whose scales float16 does not hold: TensorRT wants one type."""
-        wide: set[Node] = set()
+        """Those whose scale float16 does not hold, and the other of the same layer: TensorRT wants one type of both."""
+        wide = {n for n in self.module.graph.nodes if "quantize" in operator(n) and not self._fits(n)}
         for node in self.flow.nodes:
             if operator(node).startswith("dequantize"):
                 layers = [n for n in node.users if n in self.flow.layers]
-                group = [node, *self.flow.inputs[node], *(n.args[1] for n in layers)]
-                if layers and not all(self._fits(n) for n in group):
-                    wide.update(group)
+                group = {node, *self.flow.inputs[node], *(n.args[1] for n in layers)}
+                if layers and not wide.isdisjoint(group):
+                    wide |= group
         return wide
 
     def _read(self, node: Node, wanted: torch.dtype) -> None:
