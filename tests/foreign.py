@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / "docs" / "foreign-onnx.md"
-BEGIN, END = "<!-- table: make foreign -->", "<!-- end of table -->"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also where PYTHONSAFEPATH keeps it off
+from tests.pages import fill
+
 SIZE, IMAGES = 224, 4
 UNWRITTEN = "the exporter: "  # what torch itself could not write says nothing of the import
 
@@ -61,16 +61,16 @@ FORMS = {
 }
 
 
-def of_timm(arch: str, **options: Any) -> Callable[[Form], nn.Module]:
-    """Builder of a timm model; options with `_any` are those of a file that takes any size."""
+def of_timm(arch: str, any_size: bool = False, **options: Any) -> Callable[[Form], nn.Module]:
+    """Builder of a timm model. any_size: it must be told where a file shall take images of any size."""
 
     def build(form: Form) -> nn.Module:
         import timm
         from timm.layers import set_fused_attn
 
         set_fused_attn(form.whole)
-        any_size = {"dynamic_img_size": True} if 2 in form.dynamic and "vit_" in arch and "mobile" not in arch else {}
-        return timm.create_model(arch, **options, **any_size)
+        more = {"dynamic_img_size": True} if any_size and 2 in form.dynamic else {}
+        return timm.create_model(arch, **options, **more)
 
     return build
 
@@ -94,10 +94,10 @@ def of_transformers(config: str, kind: str, **sizes: Any) -> Callable[[Form], nn
 
 PLAIN = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": SIZE, "patch_size": 16}
 MODELS = {
-    "ViT": of_timm("vit_tiny_patch16_224"),
-    "DeiT distilled": of_timm("deit_tiny_distilled_patch16_224"),
-    "DINOv2 with registers": of_timm("vit_small_patch14_reg4_dinov2", img_size=SIZE),
-    "CLIP vision": of_timm("vit_base_patch32_clip_224"),
+    "ViT": of_timm("vit_tiny_patch16_224", any_size=True),
+    "DeiT distilled": of_timm("deit_tiny_distilled_patch16_224", any_size=True),
+    "DINOv2 with registers": of_timm("vit_small_patch14_reg4_dinov2", any_size=True, img_size=SIZE),
+    "CLIP vision": of_timm("vit_base_patch32_clip_224", any_size=True),
     "Swin": of_timm("swin_tiny_patch4_window7_224"),
     "MobileViT": of_timm("mobilevit_xxs"),
     "EfficientFormerV2": of_timm("efficientformerv2_s0"),
@@ -120,7 +120,6 @@ def built(name: str, form: Form) -> nn.Module:
     """The model with its random weights, which are the same for every form."""
     import torch
 
-    sys.path.insert(0, str(ROOT))  # also where PYTHONSAFEPATH keeps it off
     from tests.quant.hybrids import settle, spread
 
     with torch.random.fork_rng(), torch.no_grad():
@@ -235,8 +234,7 @@ def main() -> None:
     if arguments.only != list(MODELS):
         print(text)
         return
-    before, rest = DOCUMENT.read_text().split(BEGIN)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+    fill("foreign-onnx.md", "make foreign", text)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / "docs" / "targets.md"
-BEGIN, END = "<!-- table: make targets -->", "<!-- end of table -->"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also where PYTHONSAFEPATH keeps it off
+from tests.pages import fill
+
 IMAGES = 8
 PRECISIONS = ("fp32", "fp16", "int8")
 LIMIT_S = 1800
@@ -67,7 +67,6 @@ def weights(model: Model, name: str, assets: Path, work: Path) -> Path:
         import torch
         from safetensors.torch import save_file
 
-        sys.path.insert(0, str(ROOT))
         from tests.quant.hybrids import settle, spread
 
         with torch.random.fork_rng(), torch.no_grad():
@@ -195,7 +194,8 @@ def table(rows: dict[tuple[str, str, str, str], dict[str, Any]]) -> str:
     targets = list(dict.fromkeys(target for _, target, _, _ in rows))
     notes: list[str] = []
     lines = [f"| model | schedule | {' | '.join(targets)} |", "|---|---|" + "---|" * len(targets)]
-    for model, schedule in dict.fromkeys((m, s) for m, _, _, s in rows):
+    names = list(dict.fromkeys((m, s) for m, _, _, s in rows))
+    for model, schedule in names:
         texts = []
         for target in targets:
             found = [rows.get((model, target, precision, schedule)) for precision in PRECISIONS]
@@ -206,7 +206,7 @@ def table(rows: dict[tuple[str, str, str, str], dict[str, Any]]) -> str:
     )
     tried = count["built"] + count["not"]
     total = f"{count['built']} of {tried} cells built and verified ({100 * count['built'] / max(tried, 1):.1f} %)"
-    missing = sum(line.count(f" {NOT_RUN} ") for line in lines)
+    missing = len(names) * len(targets) * len(PRECISIONS) - len(rows)
     lines += ["", f"{total}; {missing} cells (`{NOT_RUN}`) were not tried." if missing else f"{total}."]
     lines += ["", *(f"{i}. {text}" for i, text in enumerate(notes, 1))] if notes else []
     return "\n".join(lines)
@@ -235,8 +235,7 @@ def main() -> None:
     if arguments.only:
         print(text)
         return
-    before, rest = DOCUMENT.read_text().split(BEGIN)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+    fill("targets.md", "make targets", text)
 
 
 if __name__ == "__main__":
