@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,9 +57,9 @@ class Board:
     def drop_links(self):
         """What a pulled cable is to the device: every connection's sshd is gone at once."""
         for pid in children(self.server.pid):
-            comm = Path(f"/proc/{pid}/comm")
-            if comm.exists() and comm.read_text().strip().startswith("sshd"):
-                os.kill(pid, signal.SIGKILL)
+            with suppress(FileNotFoundError, ProcessLookupError):  # it may end by itself meanwhile
+                if Path(f"/proc/{pid}/comm").read_text().startswith("sshd"):
+                    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
