@@ -1,4 +1,4 @@
-"""App `cpp`: a CMake project in C++17 for OpenVINO or ONNX Runtime."""
+"""App `cpp`: a CMake project in C++17 for OpenVINO, ONNX Runtime or TensorRT."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ HEADERS = ("engine.hpp", "ppm.hpp", "refused.hpp")
 CONFIGURE = {
     "openvino": 'cmake -B build -DOpenVINO_DIR="$(python -c "import openvino as o; print(o.__path__[0])")/cmake"',
     "ort": "cmake -B build -DORT_ROOT=FOLDER   # of ONNX Runtime's release: include/ and lib/",
+    "trt": "cmake -B build   # on the device; -DTENSORRT_ROOT=FOLDER where TensorRT is not installed",
 }
-RUNTIMES = {"openvino": "openvino", "ort": "onnxruntime"}
+RUNTIMES = {"openvino": "openvino", "ort": "onnxruntime", "trt": "tensorrt"}
 
 
 class Cpp:
@@ -40,7 +41,8 @@ class Cpp:
             folder / "CMakeLists.txt",
             template(TEMPLATES, "CMakeLists.txt").replace("@TARGET@", target).replace("@KEY@", key or ""),
         )
-        runtime = f"{RUNTIMES[target]} {bundle.manifest['runtime']['version'].split('-')[0]}"
+        version = "10 or later" if target == "trt" else bundle.manifest["runtime"]["version"].split("-")[0]
+        runtime = f"{RUNTIMES[target]} {version}"
         write_readme(TEMPLATES, bundle, folder, configure=CONFIGURE[target], runtime=runtime)
 
     def runtime_bytes(self, bundle: Bundle) -> int | None:

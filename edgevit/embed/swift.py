@@ -1,4 +1,4 @@
-"""App `swift`: a Swift package for Core ML, with a SwiftUI sample."""
+"""App `swift`: a Swift package for Core ML or Core AI, with a SwiftUI sample."""
 
 from __future__ import annotations
 
@@ -15,26 +15,37 @@ PLACES = {
     "Package.swift": "Package.swift",
     "Manifest.swift": "Sources/Classifier/Manifest.swift",
     "Preprocessing.swift": "Sources/Classifier/Preprocessing.swift",
+    "Frame.swift": "Sources/Classifier/Frame.swift",
     "Classifier.swift": "Sources/Classifier/Classifier.swift",
+    "Camera.swift": "Sample/Camera.swift",
     "ContentView.swift": "Sample/ContentView.swift",
     "GoldenTests.swift": "Tests/ClassifierTests/GoldenTests.swift",
 }
+
+
+RUNTIMES = {"coreml": "Core ML", "coreai": "Core AI"}
+PLATFORMS = {"coreml": ".iOS(.v16), .macOS(.v13)", "coreai": '.iOS("27.0"), .macOS("27.0")'}
 
 
 class Swift:
     """The loader in Swift. Parsed here, compiled on a Mac."""
 
     name = "swift"
-    targets = ("coreml",)
+    targets = tuple(RUNTIMES)
     images = "ppm"
 
     def write(self, bundle: Bundle, folder: Path, key: str | None) -> None:
         """Sources, sample, test and README."""
         check_filter(self.name, bundle)
-        for name, place in PLACES.items():
-            write_text(folder / place, template(TEMPLATES, name).replace("@KEY@", key or ""))
-        write_readme(TEMPLATES, bundle, folder)
+        target = bundle.manifest["target"]
+        given = {"@KEY@": key or "", "@PLATFORMS@": PLATFORMS[target]}
+        for name, place in {**PLACES, f"Engine_{target}.swift": "Sources/Classifier/Engine.swift"}.items():
+            text = template(TEMPLATES, name)
+            for mark, value in given.items():
+                text = text.replace(mark, value)
+            write_text(folder / place, text)
+        write_readme(TEMPLATES, bundle, folder, runtime=RUNTIMES[target])
 
     def runtime_bytes(self, bundle: Bundle) -> int | None:
-        """Core ML is part of the system."""
+        """Both are part of the system."""
         return 0

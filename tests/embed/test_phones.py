@@ -1,6 +1,7 @@
 """The Swift and Kotlin apps: every file parses, and what their loaders cannot do is refused when they are written."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,10 @@ from edgevit.errors import EmbedError
 from tests.embed.conftest import change
 
 GRAMMARS = {".swift": "tree_sitter_swift", ".kt": "tree_sitter_kotlin", ".kts": "tree_sitter_kotlin"}
+
+
+VERSIONS = {"ort": "1.32.0", "executorch": "1.5.1+cpu", "coreml": "9.0", "coreai": "0.4.3 (coreai-core 1.0.0b3)"}
+FILES = [("swift", "coreml", 9), ("swift", "coreai", 9), ("kotlin", "ort", 8), ("kotlin", "executorch", 8)]
 
 
 def parsed(path):
@@ -32,7 +37,12 @@ def bundle(fake_bundle, tmp_path):
 
     def get(target, **options):
         to = shutil.copytree(fake_bundle, tmp_path / target)
-        version = {"ort": "1.32.0", "executorch": "1.5.1+cpu", "coreml": "9.0"}[target]
+        version = {
+            "ort": "1.32.0",
+            "executorch": "1.5.1+cpu",
+            "coreml": "9.0",
+            "coreai": "0.4.3 (coreai-core 1.0.0b3)",
+        }[target]
         change(to, lambda m: m.update(target=target, runtime={"name": target, "version": version, "options": options}))
         return to
 
@@ -40,14 +50,15 @@ def bundle(fake_bundle, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("app", "target", "files"), [("swift", "coreml", 6), ("kotlin", "ort", 8), ("kotlin", "executorch", 8)]
+    ("app", "target", "files"),
+    [("swift", "coreml", 9), ("swift", "coreai", 9), ("kotlin", "ort", 8), ("kotlin", "executorch", 8)],
 )
 def test_every_file_parses(bundle, tmp_path, app, target, files):
     embed(bundle(target), app, tmp_path / "app")
     sources = [p for p in (tmp_path / "app").rglob("*") if p.suffix in GRAMMARS]
     assert len(sources) == files
     assert [found for found in map(parsed, sources) if found] == []
-    assert not [p for p in sources if "@KEY@" in p.read_text() or "@DEPENDENCY@" in p.read_text()]
+    assert not [p for p in sources if re.search("@[A-Z]+@", p.read_text())]
 
 
 def test_a_file_that_does_not_parse_is_found(tmp_path):

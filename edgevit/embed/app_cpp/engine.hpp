@@ -19,9 +19,11 @@ class Engine {
   virtual const float* run() = 0;     // scores [1, classes], until the next run
 };
 
-// The target whose bundles this build opens, the runtime's name, and its version.
+// The target whose bundles this build opens, the runtime's name, whether it builds the engine on this machine, and its
+// version.
 extern const char* const kTarget;
 extern const char* const kRuntime;
+extern const bool kBuildsHere;
 std::string runtime_version();
 
 // threads: 0 leaves them to the runtime. Refused where the runtime does not take the engine.

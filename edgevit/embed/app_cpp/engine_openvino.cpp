@@ -10,6 +10,7 @@ namespace edgevit {
 
 const char* const kTarget = "openvino";
 const char* const kRuntime = "OpenVINO";
+const bool kBuildsHere = false;
 
 std::string runtime_version() { return ov::get_openvino_version().buildNumber; }
 

@@ -9,6 +9,7 @@ namespace edgevit {
 
 const char* const kTarget = "ort";
 const char* const kRuntime = "ONNX Runtime";
+const bool kBuildsHere = false;
 
 std::string runtime_version() { return OrtGetApiBase()->GetVersionString(); }
 

@@ -1,4 +1,4 @@
-// A SwiftUI sample: choose a picture, see the likeliest classes. Copy it into your app target, with the folder `bundle`.
+// A SwiftUI sample: choose a picture or point the camera, see the likeliest classes. Copy it into your app target, with the folder `bundle`.
 
 import Classifier
 import PhotosUI
@@ -9,6 +9,7 @@ final class Model: ObservableObject {
     @Published var predictions: [Prediction] = []
     @Published var message = "Loading the model…"
     private var classifier: Classifier?
+    private var camera: Camera?
 
     func load() async {
         do {
@@ -21,13 +22,33 @@ final class Model: ObservableObject {
     }
 
     func classify(_ data: Data) async {
-        guard let classifier else { return }
         guard let image = UIImage(data: data)?.cgImage else {
             message = "This picture cannot be read"
             return
         }
+        await classify { try Pixels(image) }
+    }
+
+    func watch(_ on: Bool) async {
+        camera?.stop()
+        camera = nil
+        guard on else { return }
+        let found = Camera(
+            classify: { pixels in await self.classify { pixels } },
+            fail: { error in await self.classify { throw error } }
+        )
         do {
-            predictions = try await classifier.run(try Pixels(image))
+            try await found.start()
+            camera = found
+        } catch {
+            message = "\(error)"
+        }
+    }
+
+    private func classify(_ pixels: @Sendable () throws -> Pixels) async {
+        guard let classifier else { return }
+        do {
+            predictions = try await classifier.run(try pixels())
             message = ""
         } catch {
             message = "\(error)"
@@ -45,10 +66,12 @@ final class Model: ObservableObject {
 struct ContentView: View {
     @StateObject private var model = Model()
     @State private var picked: PhotosPickerItem?
+    @State private var watching = false
 
     var body: some View {
         VStack(alignment: .leading) {
             PhotosPicker("Choose a picture", selection: $picked, matching: .images)
+            Toggle("Camera", isOn: $watching)
             Text(model.message)
             List(model.predictions) { prediction in
                 HStack {
@@ -64,6 +87,9 @@ struct ContentView: View {
             Task {
                 if let data = try? await item?.loadTransferable(type: Data.self) { await model.classify(data) }
             }
+        }
+        .onChange(of: watching) { on in
+            Task { await model.watch(on) }
         }
         .onReceive(NotificationCenter.default.publisher(for: UIApplication.didReceiveMemoryWarningNotification)) { _ in
             model.release()

@@ -35,6 +35,6 @@ final class GoldenTests: XCTestCase {
 
     func testTheBundleVerifies() throws {
         let bundle = root.appendingPathComponent("bundle")
-        XCTAssertEqual(try Manifest.read(bundle: bundle).target, "coreml")
+        XCTAssertEqual(try Manifest.read(bundle: bundle).target, Engine.target)
     }
 }

@@ -6,7 +6,7 @@ import Foundation
 /// What an app's user or maker can fix: one line.
 public struct Refused: Error, CustomStringConvertible {
     public let description: String
-    init(_ description: String) { self.description = description }
+    public init(_ description: String) { self.description = description }
 }
 
 public struct Preprocess: Decodable, Sendable {
@@ -31,10 +31,8 @@ public struct Manifest: Decodable, Sendable {
 
     public struct Runtime: Decodable, Sendable {
         public struct Options: Decodable, Sendable {
-            public let computeUnits: String
-            public let deployment: String
+            public let computeUnits: String? // of coreml
             enum CodingKeys: String, CodingKey {
-                case deployment
                 case computeUnits = "compute_units"
             }
         }

@@ -3,7 +3,7 @@ import PackageDescription
 
 let package = Package(
     name: "Classifier",
-    platforms: [.iOS(.v16), .macOS(.v13)],
+    platforms: [@PLATFORMS@],
     products: [.library(name: "Classifier", targets: ["Classifier"])],
     targets: [
         .target(name: "Classifier"),
