@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgevit.devices.conditions import UNKNOWN
 from edgevit.devices.page_server import Page, PageGone, PageServer
-from edgevit.devices.plan import Job, Setup
+from edgevit.devices.plan import Job, Setup, pseudo_random
 from edgevit.devices.rounds import checked
 from edgevit.devices.runner_web import as_record
 from edgevit.devices.transport import Tell
@@ -209,13 +209,6 @@ def _round(job: Mapping[str, Any], found: dict[str, Any], browser: str, place: s
     if not usual:
         raise MeasureError(f"{place}: the page posted a round without its numbers: reload it")
     return record
-
-
-def pseudo_random(shape: Sequence[int], seed: int) -> np.ndarray[Any, Any]:
-    """The runners' input: standard normal float32."""
-    import numpy as np
-
-    return np.random.default_rng(seed).standard_normal(tuple(shape), dtype=np.float32)
 
 
 def _outputs_here(job: Job, inputs: np.ndarray[Any, Any]) -> tuple[str, np.ndarray[Any, Any]]:

@@ -1,7 +1,7 @@
 """Transport `ios-usb`: an iPhone or iPad on this machine's USB, by the program pymobiledevice3.
 
-Only one app is reached: `run` launches it with the words and passes on what it prints, `push` and `pull` are its
-Documents. iOS 17.4 or later, developer mode on, the disk image mounted (`pymobiledevice3 mounter auto-mount`).
+Only one app is reached: `run` launches it with the words and passes on what it prints, `push` and `pull` are its data
+container. iOS 17.4 or later, developer mode on, the disk image mounted (`pymobiledevice3 mounter auto-mount`).
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class IosUsb:
         return self._call(self.command(argv), f"launching {self.app}", timeout_s)
 
     def push(self, source: Path, target: str, timeout_s: float = 600) -> None:
-        """Into the app's Documents."""
+        """Into the app's data container."""
         words = [PROGRAM, "apps", "push", self.app, str(source), target, "--udid", self.udid]
         self._call(words, f"copying {source.name} to {target}", timeout_s)
 
     def pull(self, source: str, target: Path, timeout_s: float = 600) -> None:
-        """From the app's Documents, beside its place here; renamed when whole."""
+        """From the app's data container, beside its place here; renamed when whole."""
         with whole(target) as part:
             words = [PROGRAM, "apps", "pull", self.app, source, str(part), "--udid", self.udid]
             self._call(words, f"fetching {source}", timeout_s)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import MeasureError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HERE = Path(__file__).resolve().parent
 RUNNERS = {
@@ -20,6 +23,8 @@ RUNNERS = {
     "fake": HERE / "runner_fake.py",
 }
 """Runner name → the file a fresh Python process runs."""
+IN_APP = ("coreml", "coreai")
+"""Runners that are part of an app on the device (`edgevit.devices.in_app`)."""
 BUILDERS = ("trtexec",)
 """Runners that build the engine on the device, once, before the rounds."""
 
@@ -46,8 +51,8 @@ class Job:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.runner not in RUNNERS:
-            raise MeasureError(f"{self.bundle}: no runner {self.runner!r}; there are {', '.join(RUNNERS)}")
+        if self.runner not in (*RUNNERS, *IN_APP):
+            raise MeasureError(f"{self.bundle}: no runner {self.runner!r}; there are {', '.join((*RUNNERS, *IN_APP))}")
         if not self.input_shape or not all(isinstance(s, int) and s > 0 for s in self.input_shape):
             raise MeasureError(f"{self.bundle}: input shape {self.input_shape} must be positive integers")
 
@@ -114,3 +119,10 @@ class BenchPlan:
                 f"max_seconds={self.max_seconds} is below min_seconds={self.min_seconds} or "
                 f"warmup_s={self.warmup_s}: raise max_seconds, or lower the other"
             )
+
+
+def pseudo_random(shape: Sequence[int], seed: int) -> np.ndarray[Any, Any]:
+    """The runners' input: standard normal float32."""
+    import numpy as np
+
+    return np.random.default_rng(seed).standard_normal(tuple(shape), dtype=np.float32)

@@ -77,9 +77,9 @@ class File(NamedTuple):
         return cls(path, sha256(path.read_bytes()).hexdigest())
 
 
-def tree_name(files: Mapping[str, File]) -> str:
-    """The name of a tree: it changes with every name and every content in it."""
-    lines = "".join(f"{files[name].sha256} {name}\n" for name in sorted(files))
+def tree_name(files: Mapping[str, str]) -> str:
+    """The name of a tree of files (name → sha256): it changes with every name and every content in it."""
+    lines = "".join(f"{files[name]} {name}\n" for name in sorted(files))
     return sha256(lines.encode()).hexdigest()[:32]
 
 
@@ -88,7 +88,7 @@ def place_tree(transport: PythonTransport, files: Mapping[str, File]) -> str:
 
     files: relative name, with forward slashes → file. Raises MeasureError: a step on the way failed.
     """
-    final = f"{transport.work}/trees/{tree_name(files)}"
+    final = f"{transport.work}/trees/{tree_name({name: file.sha256 for name, file in files.items()})}"
     if _python(transport, FIND, [final]).status == 0:
         return final
     part = f"{final}.{uuid.uuid4().hex[:8]}.part"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgevit.bundle import Bundle
-from edgevit.devices.plan import Job
+from edgevit.devices.plan import IN_APP, Job
 from edgevit.errors import MeasureError
 from edgevit.runtimes import runtime
 
@@ -23,11 +23,12 @@ def job(bundle: Bundle, name: str | None = None, there: bool = False) -> Job:
         return Job(
             name or bundle.name, runner, bundle.folder / source, {}, engine.inputs.name, shape, bundle.folder, files
         )
-    if not target.runner:
+    runner = target.name if there and target.name in IN_APP else target.runner
+    if not runner:
         raise MeasureError(f"{bundle.name}: this machine cannot time {target.name}: {target.runs_here()}")
     return Job(
         bundle=name or bundle.name,
-        runner=target.runner,
+        runner=runner,
         engine=engine.folder / engine.entry,
         options=dict(engine.options),
         input_name=engine.inputs.name,
@@ -42,6 +43,10 @@ def check_kind(bundle: Bundle, kind: str) -> None:
     target = bundle.manifest["target"]
     if kind == "browser" and target != "web":
         raise MeasureError(f"{bundle.name}: target {target} does not run in a browser: export with --target web")
+    if target in IN_APP and not kind.startswith("ios-"):
+        raise MeasureError(
+            f"{bundle.name}: {target} runs on an iPhone or iPad: give --device NAME of transport ios-usb or ios-mac"
+        )
 
 
 def about(bundle: Bundle) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from edgevit.commands.terminal import named_value, note, print_json, print_table
@@ -28,11 +29,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add.add_argument("keys", nargs="*", type=named_value, metavar="KEY=VALUE", help="the transport's keys")
     check = jobs.add_parser("check", parents=[shared], help="connect, find runtimes, say what is missing")
     check.add_argument("name", metavar="NAME")
+    app = jobs.add_parser("app", parents=[shared], help="write the runner app of an iPhone, for Xcode")
+    app.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the folder to write it to")
+    app.add_argument("--app", default="com.example.runner", metavar="ID", help="its bundle identifier (%(default)s)")
+    app.add_argument("--team", default="", metavar="ID", help="your team identifier; without it Xcode asks")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """One of the three."""
-    return {"list": _list, "add": _add, "check": _check}[arguments.job](arguments)
+    """One of the four."""
+    return {"list": _list, "add": _add, "check": _check, "app": _app}[arguments.job](arguments)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -69,6 +74,19 @@ def _add(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _app(arguments: argparse.Namespace) -> int:
+    from edgevit.devices.app_project import write_app
+
+    project = write_app(arguments.out, arguments.app, arguments.team)
+    if arguments.json:
+        print_json({"project": str(project), "app": arguments.app})
+    else:
+        print(
+            f"{project}: open it in Xcode on a Mac, choose your team, run it on the phone once (docs/devices/iphone.md)"
+        )
+    return 0
+
+
 def _check(arguments: argparse.Namespace) -> int:
     """Exit 0 when the session runs there: what is missing is a finding, not a failure."""
     from edgevit.devices.config import find
@@ -77,6 +95,8 @@ def _check(arguments: argparse.Namespace) -> int:
     device = find(arguments.name)
     if hasattr(device.transport, "hold"):
         return _look(device, arguments)
+    if hasattr(device.transport, "app"):
+        return _ask_app(device, arguments)
     if not hasattr(device.transport, "python"):
         return _reach(device, arguments)
     with there(device) as session:
@@ -108,6 +128,22 @@ def _reach(device: Device, arguments: argparse.Namespace) -> int:
         return 0
     print(f"{device.name}: reached by {device.kind}{'; FAKE: by a stand-in' if fake else ''}")
     print(f"finding   {text}")
+    return 0
+
+
+def _ask_app(device: Device, arguments: argparse.Namespace) -> int:
+    """An iPhone: what its runner app says."""
+    from edgevit.devices.in_app import held
+
+    with held(device, ()) as session:
+        about, facts, fake = session.device(), session.facts, session.fake
+    texts = [f"it is {facts['thermal']}: let it cool"] if facts.get("thermal") in ("serious", "critical") else []
+    if arguments.json:
+        print_json({"device": about, "app": facts, "fake": fake, "findings": texts})
+        return 0
+    print(f"{device.name}: {about['model']}, {about['os']}{'; FAKE: by a stand-in' if fake else ''}")
+    for text in texts:
+        print(f"finding   {text}")
     return 0
 
 

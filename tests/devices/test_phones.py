@@ -166,7 +166,7 @@ def test_a_list_that_is_none(text):
         parse_devices(text)
 
 
-@ALL
+@ANDROID
 def test_a_check_names_the_stand_in(phone, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     config.add("phone", {"transport": phone.kind, **{k: v for k, v in config_of(phone).items() if v}})
