@@ -82,6 +82,7 @@ def test_the_layers_that_8_bits_ruin_go_back_to_float_and_are_listed(export, tmp
     assert json.loads((tmp_path / "out" / "report.json").read_text())["gate"] == result.json["gate"]
 
 
+@pytest.mark.slow
 def test_a_gate_that_cannot_hold_ends_in_the_table_of_trials(export, tmp_path, monkeypatch):
     monkeypatch.setattr("edgevit.gate.MOST", 0.2)  # the first of the two alone is more
     result = export("--max-drop", "5")

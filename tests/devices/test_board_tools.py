@@ -90,6 +90,7 @@ def test_clocks_are_held_for_the_session_and_given_back(jetson, device, job):
     assert list((jetson.folder / "work" / "guards").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_stand_in_is_no_measurement(jetson, device, tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

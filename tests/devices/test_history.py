@@ -198,6 +198,7 @@ def test_an_empty_history_and_names_that_are_not_in_it(profile, capsys):
         history.session("x")
 
 
+@pytest.mark.slow
 def test_no_history_leaves_none(tmp_path, capsys):
     one = str(bundle(tmp_path / "one"))
     assert cli.run(["profile", one, "--rounds", "1", "--no-history"]) == 0

@@ -65,7 +65,7 @@ def test_a_runtime_that_times_no_layers_says_so(job):
         time_layers([job()], BenchPlan())
 
 
-@pytest.mark.parametrize("target", ["ort", "openvino"])
+@pytest.mark.parametrize("target", ["ort", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_an_exported_bundle_says_what_its_reduction_costs(cli, module_file, target, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # a lock of the test's own
     pytest.importorskip({"ort": "onnxruntime", "openvino": "openvino"}[target])

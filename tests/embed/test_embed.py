@@ -40,6 +40,7 @@ def test_every_app_resolves_and_a_misspelt_one_gets_a_hint():
         find("pyhton")
 
 
+@pytest.mark.slow
 def test_embed_prints_what_each_part_weighs(cli, demo_bundle, tmp_path):
     bundle = demo_bundle("ort", "fp32", "tome:r=10")
     result = cli("embed", bundle.folder, "--app", "python", "-o", "app", "--json")

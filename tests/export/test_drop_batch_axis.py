@@ -64,11 +64,8 @@ def test_index_vectors_lose_the_axis_too(traced):
     assert not ranks(module, ATEN.squeeze.dim) - {2}  # the head mean's; none of an index
 
 
-@pytest.mark.parametrize("schedule", [
-    "tome:r=3",
-    pytest.param("none", marks=pytest.mark.slow),
-    pytest.param("evit:keep=0.5@1,2", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["none", "tome:r=3", "evit:keep=0.5@1,2"])
 def test_every_linear_is_one_gemm_in_the_file(traced, schedule, tmp_path):
     plain = rewritten(traced(schedule), FORMS)
     bare = rewritten(traced(schedule), (*FORMS, "drop_batch_axis"))

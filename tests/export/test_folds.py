@@ -208,7 +208,9 @@ HYBRIDS = {  # of what random timm model: norms and products that are folded, no
 }
 
 
-@pytest.mark.parametrize("name", ["levit", "edgenext", pytest.param("swiftformer", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["edgenext", *(pytest.param(name, marks=pytest.mark.slow) for name in ("levit", "swiftformer"))]
+)
 def test_a_hybrid_is_folded(name, hybrid):
     norms, scales, left = HYBRIDS[name]
     model, spec = hybrid(name)

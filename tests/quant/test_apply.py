@@ -21,7 +21,7 @@ CHANNELS = QDQ.dequantize_per_channel.default
 COMPUTE = (ATEN.linear.default, ATEN.conv2d.default)
 CASES = [
     ("none", "ort"),
-    ("tome:r=3", "openvino"),
+    pytest.param("tome:r=3", "openvino", marks=pytest.mark.slow),
     pytest.param("none", "none", marks=pytest.mark.slow),
     pytest.param("none", "openvino", marks=pytest.mark.slow),
     pytest.param("evit:keep=0.5@1,2", "ort", marks=pytest.mark.slow),

@@ -68,7 +68,9 @@ def test_a_plain_vit_builds_reduced_or_not(traced, images, schedule, tmp_path):
     assert build_engine(tmp_path / "model.onnx", ("SM86",))
 
 
-@pytest.mark.parametrize(("precision", "capability"), [("fp8", "SM89"), ("w4", "SM86")])
+@pytest.mark.parametrize(
+    ("precision", "capability"), [("fp8", "SM89"), pytest.param("w4", "SM86", marks=pytest.mark.slow)]
+)
 def test_the_other_precisions_build(traced, images, precision, capability, tmp_path):
     quantized = quantize(traced(), POLICY.quantizes(precision), POLICY.rewrites, images, len(images))
     to_onnx(quantized, tmp_path / "model.onnx")

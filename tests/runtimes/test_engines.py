@@ -80,6 +80,7 @@ def test_a_wrong_image_size_is_an_error_not_a_result(engine, target):
         session.run(np.zeros((1, 3, 40, 40), np.float32))
 
 
+@pytest.mark.slow
 def test_one_quantized_program_means_the_same_everywhere(graph, images, tmp_path):
     """Fake quantization in torch, ONNX Runtime with optimizations off, OpenVINO in float32 around its integers."""
     pytest.importorskip("onnxruntime")
@@ -173,7 +174,7 @@ def test_onnxruntime_runs_float_kernels_in_the_float_engine(engine, tmp_path):
     assert not any("Integer" in op or "QLinear" in op for op in counts)
 
 
-@pytest.mark.parametrize("schedule", ["none", "tome:r=3"])
+@pytest.mark.parametrize("schedule", ["none", pytest.param("tome:r=3", marks=pytest.mark.slow)])
 def test_openvino_runs_its_linears_in_integers(engine, schedule):
     pytest.importorskip("openvino")
     found, built = engine("openvino", schedule, "int8")

@@ -128,6 +128,7 @@ def test_the_bundle_is_a_folder_for_any_server_and_made_of_the_same_bytes(engine
     assert on_disk == set(again.files)
 
 
+@pytest.mark.slow
 def test_webgpu_files_come_only_where_the_page_may_use_them(engine, graph, tmp_path):
     float_, int8 = engine("web")[1], engine("web", "tome:r=3", "int8")[1]
     assert "ort/ort.webgpu.min.mjs" in float_.files

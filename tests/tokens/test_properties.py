@@ -326,7 +326,9 @@ class NoNaN(TorchDispatchMode):
 
 
 @every(REDUCING)
-@pytest.mark.parametrize("kind", ["large", "zero_keys", "all_alike", "nothing"])
+@pytest.mark.parametrize(
+    "kind", ["large", "zero_keys", *(pytest.param(k, marks=pytest.mark.slow) for k in ("all_alike", "nothing"))]
+)
 @given(data=st.data())
 @FEW
 def test_float16_gives_numbers(name, kind, data):

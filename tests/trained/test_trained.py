@@ -53,7 +53,7 @@ def graphs(tiny):
 
 
 @everywhere
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_traced_program_is_static_and_equals_the_module(tiny, images, graphs, architecture, batch):
     x = images(architecture, batch)
     program = graphs(architecture, tuple(x.shape)).program
