@@ -15,6 +15,7 @@ from edgevit.export.lengths_as_sums import lengths_as_sums
 from edgevit.export.moves_as_reshapes import moves_as_reshapes
 from edgevit.export.pool_as_mean import pool_as_mean
 from edgevit.export.rewrite import sweep
+from edgevit.export.softmax_by_row import softmax_by_row
 from edgevit.export.to_half import to_half
 from edgevit.export.trace import export_program
 from edgevit.quant.policies import POLICIES
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
-# What XNNPACK has no operator for, in operators it has. They keep the function of any program, quantized ones too.
+# What XNNPACK has no operator for or computes wrong, in operators it has. They keep the function of any program,
+# quantized ones too.
 FORMS: tuple[Callable[[GraphModule], int], ...] = (
     fold_constants,
     attention_as_products,
     lengths_as_sums,
     pool_as_mean,
+    softmax_by_row,  # behind attention, whose own it changes too, and before reshapes in a row are one
     moves_as_reshapes,
 )
 
