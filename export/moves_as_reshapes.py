@@ -18,8 +18,8 @@ RENAMES = ("unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims"
 def moves_as_reshapes(module: GraphModule) -> int:
     """unsqueeze, squeeze, flatten -> reshape; select, unbind -> slice, reshape; split, chunk -> slice.
 
-    An alias goes, an expand where it changes no shape or its readers broadcast, and parts of a cat that hold nothing.
-    Of reshapes in a row the last is left, and none where nothing changes.
+    An alias goes, and an expand where it changes no shape or its readers broadcast. Of reshapes in a row the last is
+    left, and none where nothing changes.
     """
     matched = 0
     for node in list(module.graph.nodes):
@@ -44,10 +44,6 @@ def _simpler(module: GraphModule, node: Node) -> Node | None:
         return node.args[0] if plain else None
     if node.target is aten.alias.default:
         return node.args[0]
-    if node.target is aten.cat.default:
-        parts = [part for part in node.args[0] if part.meta["val"].numel()]
-        node.args = (parts, *node.args[1:])
-        return parts[0] if len(parts) == 1 else None
     if node.target is aten.reshape.default:
         return _reshaped(node, shape)
     return _part(module, node, shape) if node.target is operator.getitem else None

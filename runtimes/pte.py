@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import EdgeVitError, RuntimeRefusal, missing_extra
 from edgevit.export.attention_as_products import attention_as_products
+from edgevit.export.dequantize_by_reader import dequantize_by_reader
+from edgevit.export.drop_empty_parts import drop_empty_parts
 from edgevit.export.fold_constants import fold_constants
 from edgevit.export.lengths_as_sums import lengths_as_sums
 from edgevit.export.moves_as_reshapes import moves_as_reshapes
@@ -32,12 +34,14 @@ if TYPE_CHECKING:
 # What XNNPACK has no operator for or computes wrong, in operators it has. They keep the function of any program,
 # quantized ones too.
 FORMS: tuple[Callable[[GraphModule], int], ...] = (
+    drop_empty_parts,
     fold_constants,
     attention_as_products,
     lengths_as_sums,
     pool_as_mean,
     softmax_by_row,  # behind attention, whose own it changes too, and before reshapes in a row are one
     moves_as_reshapes,
+    dequantize_by_reader,  # last: what moves would read one again
 )
 
 
