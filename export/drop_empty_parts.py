@@ -1,4 +1,4 @@
-"""Parts of a cat that hold nothing go: a reduced model without class token protects none, and joins the rest to that."""
+"""Parts of a cat that hold nothing go: the protected tokens of a reduced model that has none."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def drop_empty_parts(module: GraphModule) -> int:
     import torch
 
     matched = 0
-    for node in list(module.graph.nodes):
-        parts = [part for part in node.args[0] if not is_empty(part)] if node.target is torch.ops.aten.cat.default else []
+    for node in [n for n in module.graph.nodes if n.target is torch.ops.aten.cat.default]:
+        parts = [part for part in node.args[0] if not is_empty(part)]
         if parts and len(parts) < len(node.args[0]):
             node.args = (parts, *node.args[1:])
             matched += 1

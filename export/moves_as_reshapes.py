@@ -20,8 +20,8 @@ RENAMES = ("unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims"
 def moves_as_reshapes(module: GraphModule) -> int:
     """unsqueeze, squeeze, flatten -> reshape; select, unbind -> slice, reshape; split, chunk -> slice.
 
-    What gives its input goes, and an expand where it changes no shape or its readers broadcast. Of reshapes in a row the last is
-    left, and none where nothing changes.
+    What gives its input goes, and an expand where it changes no shape or its readers broadcast. Of reshapes in a row
+    the last is left, and none where nothing changes.
     """
     matched = 0
     for node in list(module.graph.nodes):

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def softmax_by_row(module: GraphModule) -> int:
-    """softmax([A, B, C, D], -1) -> reshape(softmax(reshape([A * B, C, D]), -1)), as it has one in attention.
+    """softmax([A, B, C, D], -1) -> reshape(softmax(reshape([A * B, C, D]), -1)).
 
-    Between convolutions (talking heads) XNNPACK's passes keep `[A, C, D, B]` and its softmax sums over B then.
+    Between convolutions (talking heads) XNNPACK keeps `[A, C, D, B]`, and its softmax sums over B.
     """
     import torch
 

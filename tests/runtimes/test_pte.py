@@ -127,6 +127,17 @@ def test_a_softmax_between_convolutions_is_of_its_own_axis(tmp_path):
     assert built.options["partition"]["rest"] == []
 
 
+def test_a_norm_of_large_values_stays_float32_in_float16(tmp_path):
+    """Its kernel sums squares in the type that it reads: 384 of 30 squared are more than float16 holds."""
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(384)).eval()
+    images = [30 * torch.randn(1, 3, 16, 8, generator=torch.Generator().manual_seed(0)).numpy()]
+    got, want = (
+        outputs(TARGET.build(trace(module, InputSpec(1, 16, 8)), tmp_path, "fp16"), images),
+        wanted(module, images),
+    )
+    assert np.abs(got - want).max() <= EXACT * np.abs(want).max()  # nothing else is computed, so nothing is rounded
+
+
 def test_an_operator_without_a_kernel_is_named(tmp_path):
     class Sorted(torch.nn.Module):
         def forward(self, x):
