@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 BROADCASTS = ("add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor")
+SAME = ("alias.default", "dropout.default", "to.dtype")
+"""In evaluation, and where the type is the one it has. Readers of a dequantizer are found through none of them."""
 RENAMES = ("unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "flatten.using_ints", "view.default")
 
 
 def moves_as_reshapes(module: GraphModule) -> int:
     """unsqueeze, squeeze, flatten -> reshape; select, unbind -> slice, reshape; split, chunk -> slice.
 
-    An alias goes, an expand where it changes no shape or its readers broadcast, and parts of a cat that hold nothing.
-    Of reshapes in a row the last is left, and none where nothing changes.
+    What gives its input goes, and an expand where it changes no shape or its readers broadcast. Of reshapes in a row
+    the last is left, and none where nothing changes.
     """
     matched = 0
     for node in list(module.graph.nodes):
@@ -42,12 +44,8 @@ def _simpler(module: GraphModule, node: Node) -> Node | None:
     if node.target in (aten.expand.default, aten.expand_as.default):
         plain = list(node.args[0].meta["val"].shape) == shape or all(_broadcasts(u, node, shape) for u in node.users)
         return node.args[0] if plain else None
-    if node.target is aten.alias.default:
+    if str(node.target).removeprefix("aten.") in SAME and node.meta["val"].dtype is node.args[0].meta["val"].dtype:
         return node.args[0]
-    if node.target is aten.cat.default:
-        parts = [part for part in node.args[0] if part.meta["val"].numel()]
-        node.args = (parts, *node.args[1:])
-        return parts[0] if len(parts) == 1 else None
     if node.target is aten.reshape.default:
         return _reshaped(node, shape)
     return _part(module, node, shape) if node.target is operator.getitem else None

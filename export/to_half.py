@@ -36,8 +36,11 @@ INTERNAL = {"layer_norm", "native_layer_norm", ATTENTION, "dropout"}
 G = TypeVar("G", bound=Graph)
 
 
-def to_half(graph: G) -> G:
-    """The same program with float16 weights and activations; a quantized one has float16 around its integers."""
+def to_half(graph: G, single: frozenset[str] = frozenset()) -> G:
+    """The same program with float16 weights and activations; a quantized one has float16 around its integers.
+
+    single: operators that stay float32 too, for what an engine's own kernels do.
+    """
     module = graph.program.module()
     folded = ("fold_batch_norm",) if fold_batch_norm(module) else ()
     sweep(module)
@@ -45,7 +48,7 @@ def to_half(graph: G) -> G:
         module = export_program(module, graph.inputs).run_decompositions({}).module()
     for node in [n for n in module.graph.nodes if operator(n) == "_assert_tensor_metadata"]:
         module.graph.erase_node(node)  # it would hold the old types
-    _Halves(module).write()
+    _Halves(module, single).write()
     sweep(module)
     program = export_program(module, graph.inputs)
     return replace(graph, program=program, passes=(*graph.passes, *folded, "to_half"))
@@ -58,9 +61,9 @@ def _in_place(node: Node) -> bool:
 class _Halves:
     """One walk in order: each node's type, and casts where it differs from what is read."""
 
-    def __init__(self, module: GraphModule) -> None:
+    def __init__(self, module: GraphModule, single: frozenset[str]) -> None:
         self.module, self.flow = module, Flow(module)
-        self.single = _single(module, self.flow)
+        self.single = _single(module, self.flow, STATISTICS | single)
         self.wide = self._wide()  # quantizers and dequantizers
         self.type: dict[Node, torch.dtype] = {}
         self.casts: dict[tuple[Node, torch.dtype], Node] = {}
@@ -136,10 +139,10 @@ class _Halves:
         return name in INTERNAL or all(v == 0 or SMALLEST <= abs(v) <= LARGEST or math.isinf(v) for v in scalars)
 
 
-def _single(module: GraphModule, flow: Flow) -> set[Node]:
+def _single(module: GraphModule, flow: Flow, named: set[str]) -> set[Node]:
     """Nodes that stay float32 for what they are: decisions, statistics, quotients."""
     names = deciding(module)
-    found = {n for n in flow.nodes if n.name in names or operator(n) in STATISTICS}
+    found = {n for n in flow.nodes if n.name in names or operator(n) in named}
     return found.union(*quotients(flow))
 
 

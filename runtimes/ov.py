@@ -16,6 +16,7 @@ from edgevit.stages import Engine, Graph, QuantizedGraph, Refusal
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch.export import ExportedProgram
 
 HINTS = {"bf16": "bf16", "fp16": "f16", "int8+bf16": "bf16"}  # any other precision: f32
 CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
@@ -100,9 +101,10 @@ class OpenVino:
         from edgevit.runtimes.ov_names import name_by_place
 
         extensions = _extensions() if isinstance(graph, QuantizedGraph) else None
+        program = _without_empty(graph)
         try:
             with quiet("root"):  # the converter warns about its own use of torch
-                decoder = TorchFXPythonDecoder.from_exported_program(graph.program)
+                decoder = TorchFXPythonDecoder.from_exported_program(program)
                 model = ov.convert_model(decoder, extension=extensions)
         except ov._pyopenvino.OpConversionFailure as error:
             text = " ".join(str(error).split())
@@ -122,6 +124,28 @@ class OpenVino:
     def open(self, engine: Engine, threads: int | None = None) -> Session:
         """Compile for this CPU."""
         return OpenVinoSession(engine, threads)
+
+
+def _without_empty(graph: Graph) -> ExportedProgram:
+    """The program without empty parts: an expanded tensor of no elements is a division by zero in OpenVINO's converter.
+
+    Raises RuntimeRefusal where one is left; the signal would end the process.
+    """
+    from edgevit.export.drop_empty_parts import drop_empty_parts, is_empty
+    from edgevit.export.rewrite import sweep
+    from edgevit.export.trace import export_program
+
+    program = graph.program
+    if any(is_empty(node) for node in program.graph.nodes):
+        module = program.module()
+        drop_empty_parts(module)
+        sweep(module)
+        program = export_program(module, graph.inputs)
+    for node in program.graph.nodes:
+        if str(node.target).startswith("aten.expand") and is_empty(node):
+            what = f"{node.name}: OpenVINO does not expand a tensor of no elements {list(node.meta['val'].shape)}"
+            raise RuntimeRefusal(f"{what}; write the model without it, or take another target")
+    return program
 
 
 def _hint(precision: str) -> str:

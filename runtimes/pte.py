@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import EdgeVitError, RuntimeRefusal, missing_extra
 from edgevit.export.attention_as_products import attention_as_products
+from edgevit.export.dequantize_by_reader import dequantize_by_reader
+from edgevit.export.drop_empty_parts import drop_empty_parts
 from edgevit.export.fold_constants import fold_constants
 from edgevit.export.lengths_as_sums import lengths_as_sums
 from edgevit.export.moves_as_reshapes import moves_as_reshapes
 from edgevit.export.pool_as_mean import pool_as_mean
 from edgevit.export.rewrite import sweep
+from edgevit.export.softmax_by_row import softmax_by_row
 from edgevit.export.to_half import to_half
 from edgevit.export.trace import export_program
 from edgevit.quant.policies import POLICIES
@@ -28,13 +31,19 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
-# What XNNPACK has no operator for, in operators it has. They keep the function of any program, quantized ones too.
+NORMS = frozenset({"layer_norm", "native_layer_norm"})
+"""ExecuTorch's kernel sums in the type of its input, squares too: past 65,504 in float16."""
+# What XNNPACK has no operator for or computes wrong, in operators it has. They keep the function of any program,
+# quantized ones too.
 FORMS: tuple[Callable[[GraphModule], int], ...] = (
+    drop_empty_parts,
     fold_constants,
     attention_as_products,
     lengths_as_sums,
     pool_as_mean,
+    softmax_by_row,  # behind attention, whose own it changes too, and before reshapes in a row are one
     moves_as_reshapes,
+    dequantize_by_reader,  # last: what moves would read one again
 )
 
 
@@ -92,7 +101,7 @@ class ExecuTorch:
         """Lower and write `model.pte`, with the list of what XNNPACK did not take."""
         version = self.version()
         with quiet(), quiet_descriptor(), Reasons() as reasons:
-            formed = _formed(to_half(graph) if precision == "fp16" else graph)
+            formed = _formed(to_half(graph, NORMS) if precision == "fp16" else graph)
             with _refused(f"cannot lower the {precision} program"):
                 lowered = _lowered(formed)
             options = {"partition": partition(lowered.exported_program(), reasons.found)}

@@ -5,6 +5,8 @@ import torch
 from torch.nn import functional
 
 from edgevit.export.attention_as_products import attention_as_products
+from edgevit.export.dequantize_by_reader import dequantize_by_reader
+from edgevit.export.drop_empty_parts import drop_empty_parts
 from edgevit.export.fold_constants import fold_constants
 from edgevit.export.lengths_as_sums import lengths_as_sums
 from edgevit.export.moves_as_reshapes import moves_as_reshapes
@@ -137,7 +139,7 @@ def test_parts_of_a_cat_that_hold_nothing_go():
     x = torch.arange(8.0).reshape(2, 4)
     module = program(Joined(), x)
     want = module(x)
-    moves_as_reshapes(module)
+    assert drop_empty_parts(module) == 2
     sweep(module)
     assert all(torch.equal(a, b) for a, b in zip(module(x), want, strict=True))
     assert [node.target for node in module.graph.nodes if node.op == "call_function"] == [torch.ops.aten.cat.default]
@@ -218,3 +220,26 @@ def test_lengths_are_roots_of_sums(keepdim):
     sweep(module)
     for got, expected in zip(module(x), want, strict=True):
         torch.testing.assert_close(got, expected)
+
+
+def test_every_reader_of_a_quantized_tensor_has_its_own_dequantizer():
+    """Through a dropout too, which does nothing here."""
+
+    class Residual(torch.nn.Module):
+        def forward(self, x):
+            integers = torch.ops.quantized_decomposed.quantize_per_tensor.default(x, 0.1, 0, -128, 127, torch.int8)
+            x = functional.dropout(
+                torch.ops.quantized_decomposed.dequantize_per_tensor.default(integers, 0.1, 0, -128, 127, torch.int8),
+                training=False,
+            )
+            return functional.gelu(x) + x
+
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    module = program(Residual(), x)
+    want = module(x)
+    moves_as_reshapes(module)
+    assert dequantize_by_reader(module) >= 1
+    sweep(module)
+    assert torch.equal(module(x), want)
+    readers = [len(n.users) for n in module.graph.nodes if "dequantize_per_tensor" in str(n.target)]
+    assert readers == [1, 1]

@@ -107,6 +107,37 @@ def test_the_same_program_gives_the_same_bytes(engine, graph, tmp_path):
     assert (tmp_path / "model.pte").read_bytes() == (built.folder / "model.pte").read_bytes()
 
 
+def test_a_softmax_between_convolutions_is_of_its_own_axis(tmp_path):
+    """Talking heads: kept with channels last, as the convolutions are, it would sum over the heads (off by 0.3)."""
+
+    class Talking(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.before, self.behind = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            return self.behind(self.before(x).softmax(-1))
+
+    module, images = Talking().eval(), [torch.randn(1, 3, 16, 12, generator=torch.Generator().manual_seed(0)).numpy()]
+    built = TARGET.build(trace(module, InputSpec(1, 16, 12)), tmp_path, "fp32")
+    got, want = outputs(built, images), wanted(module, images)
+    assert np.abs(got - want).max() <= EXACT * np.abs(want).max()
+    assert built.options["partition"]["rest"] == []
+
+
+def test_a_norm_of_large_values_stays_float32_in_float16(tmp_path):
+    """Its kernel sums squares in the type that it reads: 384 of 30 squared are more than float16 holds."""
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(384)).eval()
+    images = [30 * torch.randn(1, 3, 16, 8, generator=torch.Generator().manual_seed(0)).numpy()]
+    got, want = (
+        outputs(TARGET.build(trace(module, InputSpec(1, 16, 8)), tmp_path, "fp16"), images),
+        wanted(module, images),
+    )
+    assert np.abs(got - want).max() <= EXACT * np.abs(want).max()  # nothing else is computed, so nothing is rounded
+
+
 def test_an_operator_without_a_kernel_is_named(tmp_path):
     class Sorted(torch.nn.Module):
         def forward(self, x):
