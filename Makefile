@@ -7,7 +7,7 @@ NPM := $(shell command -v npm)
 # A checkout must be installed to be imported; SAFEPATH keeps the folder names export, quant, ... from shadowing it.
 export PYTHONSAFEPATH := 1
 
-.PHONY: install demo test test-slow support targets foreign lint types clean
+.PHONY: install demo test test-slow support targets foreign passes lint types clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -39,6 +39,9 @@ targets: install ## docs/targets.md: models on every target in every precision; 
 
 foreign: install ## the table of docs/foreign-onnx.md: files of every exporter, imported
 	$(BIN)/python tests/foreign.py -o runs/foreign
+
+passes: install ## docs/foreign-onnx-passes.md: each pass on foreign ONNX, drawn by running it
+	$(BIN)/python tests/passes.py
 
 lint: install
 	$(BIN)/ruff check .

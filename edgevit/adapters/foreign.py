@@ -64,6 +64,7 @@ def _parts(module: ForeignModel) -> VitModel:
         class_token=class_token,
         image_size=module.ends.size,
         pooling=pooling,
+        positional=any(block.positional for block in found),
     )
 
 

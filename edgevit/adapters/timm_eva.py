@@ -18,10 +18,10 @@ from torch import nn
 
 from edgevit.adapters.known import check_children, check_eval, check_methods, check_part
 from edgevit.adapters.pooling import PoolingHead
+from edgevit.adapters.rotation import Rotation
 from edgevit.adapters.timm_block import ResidualBlock
 from edgevit.errors import UnsupportedModel
 from edgevit.stages import Stage, Tap, VitModel
-from edgevit.tokens.lowering import table_rows
 
 if TYPE_CHECKING:
     from edgevit.tokens.protocol import Tokens
@@ -96,8 +96,8 @@ def _rotations(model: Any) -> list[Rotation | None]:
     half = getattr(model.blocks[0].attn, "rotate_half", False)
     prefix = model.num_prefix_tokens
     if getattr(model, "rope_mixed", False):
-        return [Rotation(rows, prefix, half) for rows in table]
-    shared = Rotation(table.unsqueeze(0), prefix, half)
+        return [rotation_of(rows, prefix, half) for rows in table]
+    shared = rotation_of(table.unsqueeze(0), prefix, half)
     return [shared] * len(model.blocks)
 
 
@@ -115,42 +115,14 @@ class EvaStem(nn.Module):
         return out
 
 
-class Rotation(nn.Module):
-    """Rotary positions as a table with one row per token: y = x · cos + swap(x) · sin.
-
-    swap exchanges the two members of each rotated pair; the minus that one of them takes is in the table. Prefix
-    tokens have sin 0 and cos 1, which leaves them as they are, to the bit.
-    """
-
-    def __init__(self, embedding: torch.Tensor, prefix: int, half: bool) -> None:
-        """embedding: `[H or 1, N, 2 d]`, sin then cos. half: pairs are d/2 apart, else neighbours."""
-        super().__init__()
-        sin, cos = embedding.detach().chunk(2, dim=-1)
-        heads, _, width = sin.shape
-        sign = torch.ones(width)
-        sign[: width // 2 if half else None : 1 if half else 2] = -1
-        sin = torch.cat([sin.new_zeros(heads, prefix, width), sin * sign.to(sin)], dim=1)
-        cos = torch.cat([cos.new_ones(heads, prefix, width), cos], dim=1)
-        table = torch.cat([sin, cos], dim=-1).transpose(0, 1)  # [P + N, H, 2 d]
-        self.heads, self.halves = heads, half
-        self.table: torch.Tensor
-        self.register_buffer("table", table.flatten(1), persistent=False)
-
-    def forward(self, place: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sin and cos for tokens at `place` `[B, N]`, or for all: `[B or 1, H or 1, N, d]` each."""
-        rows = table_rows(self.table, place)
-        batch, count, _ = rows.shape
-        sin, cos = rows.reshape(batch, count, self.heads, -1).transpose(1, 2).chunk(2, dim=-1)
-        return sin, cos
-
-    def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        """Rotate `[B, H, N, d]`; computed in the table's precision, returned in x's."""
-        if self.halves:
-            first, second = x.chunk(2, dim=-1)
-            swapped = torch.cat([second, first], dim=-1)
-        else:
-            swapped = torch.stack([x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
-        return (x * cos + swapped * sin).to(x.dtype)
+def rotation_of(embedding: torch.Tensor, prefix: int, half: bool) -> Rotation:
+    """embedding: `[H or 1, N, 2 d]`, sin then cos, of the patches alone. half: pairs are d/2 apart, else neighbours."""
+    sin, cos = embedding.detach().chunk(2, dim=-1)
+    heads, _, width = sin.shape
+    sign = torch.ones(width)
+    sign[: width // 2 if half else None : 1 if half else 2] = -1
+    sin = torch.cat([sin.new_zeros(heads, prefix, width), sin * sign.to(sin)], dim=1)
+    return Rotation(sin, torch.cat([cos.new_ones(heads, prefix, width), cos], dim=1), half)
 
 
 class EvaBlock(ResidualBlock):

@@ -21,12 +21,14 @@ from edgevit.from_onnx.editing import OWN, attribute
 from edgevit.from_onnx.heads import Part, joined, part
 from edgevit.from_onnx.program import compute
 from edgevit.stages import Tap
+from edgevit.tokens.lowering import table_pairs
 
 if TYPE_CHECKING:
     from edgevit.from_onnx.dataflow import Dataflow, Segment
     from edgevit.tokens.protocol import Tokens
 
 ALONE = "each token alone was expected here, so that any number of tokens fits"
+MASK = 3  # which input of an attention is added to its logits
 SAME_TOKEN = 1e-4  # relative: a token among fewer others, in float32
 
 
@@ -43,8 +45,12 @@ class Found(NamedTuple):
 class ForeignBlock(Block):
     """A block of an imported module: its Linears for q, k and v, and three pieces of the module itself."""
 
-    def __init__(self, flow: Dataflow, found: Found, parts: tuple[Part, Part, Part]) -> None:
+    def __init__(self, flow: Dataflow, found: Found, parts: tuple[Part, Part, Part], bias: torch.Tensor | None) -> None:
+        """bias: `[H, N, N]` of positions on the logits, or None."""
         super().__init__()
+        self.bias: torch.Tensor | None
+        self.register_buffer("bias", bias, persistent=False)
+        self.turns = nn.ModuleDict({k: p.rotation for k, p in zip("qk", parts, strict=False) if p.rotation is not None})
         linears = list({id(p.linear): p.linear for p in parts}.values())
         self.before = flow.segment((found.stream,), linears[0].node.input[0])
         self.behind = flow.segment((found.stream, found.attended), found.middle)
@@ -69,7 +75,7 @@ class ForeignBlock(Block):
         self.macs_per_token = (own + self.before.macs() + self.behind.macs(), self.mlp.macs())
 
     def project(self, x: torch.Tensor, tokens: Tokens) -> Tap:
-        """Positions are in the stream already."""
+        """`[B, N, C]` → queries, keys, values, at the tokens' positions."""
         normed = self.before(x)
         if self.fused:  # in the form that `edgevit.export.split_qkv` knows
             batch, count, _ = normed.shape
@@ -77,13 +83,27 @@ class ForeignBlock(Block):
             q, k, v = (norm(one) for norm, one in zip(self.norms, out.unbind(0), strict=True))
         else:
             q, k, v = (self._part(normed, kind) for kind in range(3))
-        return Tap(q, k, v, self.scale, normed=normed)
+        return self.place(Tap(q, k, v, self.scale, normed=normed), tokens)
 
     def query_keys(self, x: torch.Tensor, tokens: Tokens) -> Tap:
         """Queries and keys alone; `v` is a stand-in without columns."""
         normed = self.before(x)
         q, k = self._part(normed, 0), self._part(normed, 1)
-        return Tap(q, k, q[..., :0], self.scale)
+        return self.place(Tap(q, k, q[..., :0], self.scale), tokens)
+
+    @property
+    def positional(self) -> bool:
+        """Whether its attention reads positions."""
+        return self.bias is not None or len(self.turns) > 0
+
+    def place(self, tap: Tap, tokens: Tokens) -> Tap:
+        """Rotate queries and keys, and look the bias up, by the positions that tokens keep."""
+        turned = {}
+        for name, rotation in self.turns.items():
+            turn: Any = rotation
+            turned[name] = turn.turn(getattr(tap, name), *turn(tokens.place))
+        bias = None if self.bias is None else table_pairs(self.bias, tokens.place)
+        return tap._replace(bias=bias, **turned)
 
     def values(self, x: torch.Tensor) -> torch.Tensor:
         """Values alone: `[B, N, C]` → `[B, H, N, d]`."""
@@ -138,21 +158,28 @@ def blocks(flow: Dataflow) -> tuple[list[ForeignBlock], str, str]:
     found = _outlines(flow)
     made = []
     for one in found:
-        if _masked(one.attention):
-            flow.refuse(one.attention, "it has a mask or positions inside; a plain softmax of q·k was expected")
         q, k, v = (part(flow, one.attention, place) for place in range(3))
         sources = {p.linear.node.input[0] for p in (q, k, v)}
         if len(sources) != 1 or v.factor != 1.0:
             flow.refuse(one.attention, "its queries, keys and values were expected to be Linears of one value")
-        made.append(ForeignBlock(flow, one, (q, k, v)))
+        made.append(ForeignBlock(flow, one, (q, k, v), position_bias(flow, one.attention, q.rows.shape[0])))
         for segment in (made[-1].before, made[-1].behind, made[-1].mlp):
             prove_alone(flow, segment)
     return made, found[0].stream, found[-1].out
 
 
-def _masked(attention: Any) -> bool:
+def position_bias(flow: Dataflow, attention: Any, heads: int) -> torch.Tensor | None:
+    """What is added to an attention's logits, `[H, N, N]`, or None. Raises UnsupportedModel for another mask."""
     node = attention.node
-    return any(node.input[3:]) or any(attribute(node, name, 0) for name in ("is_causal", "softcap"))
+    if any(node.input[MASK + 1 :]) or any(attribute(node, name, 0) for name in ("is_causal", "softcap")):
+        flow.refuse(attention, "it is causal, capped or reads past keys; softmax(q kᵀ · scale + bias) was expected")
+    if len(node.input) <= MASK or not node.input[MASK]:
+        return None
+    bias = flow.constant(node.input[MASK], getattr(attention, f"operand{MASK}", None))
+    if bias is None or not bias.is_floating_point() or bias.shape[:-3].numel() != 1:
+        flow.refuse(attention, "it has a mask inside; a bias of positions that no image changes was expected")
+    count = flow.shapes[node.output[0]][-2]
+    return bias.float().reshape((1,) * (3 - bias.ndim) + tuple(bias.shape[-3:])).expand(heads, count, count)
 
 
 def _outlines(flow: Dataflow) -> list[Found]:

@@ -30,6 +30,7 @@ PASSES = {
     "fuse_gelu": "edgevit.from_onnx.fuse_gelu:fuse_gelu",
     "fuse_attention": "edgevit.from_onnx.fuse_attention:fuse_attention",  # onnx infers no shape behind our operators
     "fuse_linear": "edgevit.from_onnx.fuse_linear:fuse_linear",
+    "unflatten_rows": "edgevit.from_onnx.unflatten_rows:unflatten_rows",  # one form of Linear behind it
 }
 
 

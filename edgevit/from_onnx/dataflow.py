@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from edgevit.errors import UnsupportedModel
@@ -101,6 +102,26 @@ class Dataflow:
     def arrays(self) -> Values:
         """What is known before any image comes, at batch 1."""
         return {name: value for name, value in self.seen[0].items() if isinstance(value, np.ndarray)}
+
+    def constant(self, name: str, held: Tensor | None = None) -> Tensor | None:
+        """A tensor that no image changes, at batch 1. held: what its reader holds as a parameter. None for others."""
+        array = self.seen[0].get(name)
+        if isinstance(array, np.ndarray):
+            return torch.from_numpy(array)
+        if name not in self.shapes:
+            return held
+        wanted, steps = {name}, []
+        for step in reversed(self.steps[: self.made[name] + 1]):
+            if wanted.intersection(step.node.output):
+                if self.image in self.tensors(step):
+                    return None
+                steps.append(step)
+                wanted.update(self.tensors(step))
+        values = self.arrays()
+        for step in reversed(steps):
+            compute(step, values)
+        found: Tensor = values[name]
+        return found
 
     def maker(self, value: str) -> Any:
         """The step that makes a value, or None."""

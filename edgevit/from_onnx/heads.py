@@ -16,8 +16,10 @@ from edgevit.errors import LoadError
 from edgevit.from_onnx.dataflow import is_linear
 from edgevit.from_onnx.editing import OWN, attribute
 from edgevit.from_onnx.program import compute
+from edgevit.from_onnx.rotations import rotation
 
 if TYPE_CHECKING:
+    from edgevit.adapters.rotation import Rotation
     from edgevit.from_onnx.dataflow import Dataflow, Segment
 
 NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "LpNormalization")
@@ -27,12 +29,16 @@ EXACT = 1e-6  # of a place number, behind a factor that float32 rounded
 
 @dataclass(frozen=True)
 class Part:
-    """Queries, keys or values: `factor` times rows `[H, d]` of a Linear's output, behind a norm over d or none."""
+    """Queries, keys or values: `factor` times rows `[H, d]` of a Linear's output.
+
+    Behind them a norm over d or none, then a rotation of positions or none.
+    """
 
     linear: Any
     rows: np.ndarray
     factor: float
     norm: Segment | None
+    rotation: Rotation | None
 
 
 def part(flow: Dataflow, attention: Any, place: int) -> Part:
@@ -48,10 +54,17 @@ def part(flow: Dataflow, attention: Any, place: int) -> Part:
         flow.refuse(attention, f"its {what} are made by a Linear of {list(shape)}; [B, N, C] was expected")
     if len(norms) > 1:
         flow.refuse(attention, f"its {what} have {len(norms)} norms behind their Linear; at most one was expected")
+    turned = rotation(flow, linear.node.output[0], steps, value) if place < 2 else None
+    if turned and norms and flow.made[norms[0].node.output[0]] > flow.made[turned.after]:
+        flow.refuse(norms[0], f"it norms {what} that are rotated already; a norm in front of the rotation was expected")
+    passed = {step.node.output[0]: step.node.input[0] for step in norms}
+    if turned:
+        passed[turned.after] = turned.before
     tokens = shape[1]
     rows = torch.arange(width, dtype=torch.float64).expand(1, tokens, width)
     places = rows + width * torch.arange(tokens, dtype=torch.float64)[:, None]
-    zero, one, sent = (_heads(flow, attention, place, steps, linear, x) for x in (0 * rows, 0 * rows + 1, places))
+    probes = (0 * rows, 0 * rows + 1, places)
+    zero, one, sent = (_heads(flow, attention, place, steps, {linear.node.output[0]: x}, passed) for x in probes)
     factor = float(one.reshape(-1)[0])
     heads, _, size = sent.shape
     index = np.rint(sent[:, 0] / (factor or 1.0)).astype(np.int64)  # [H, d]
@@ -60,11 +73,17 @@ def part(flow: Dataflow, attention: Any, place: int) -> Part:
     if zero.any() or not factor or not np.allclose(one, factor, rtol=EXACT, atol=0) or not straight:
         flow.refuse(
             attention,
-            f"its {what} [H={heads}, d={size}] are not a Linear's rows, each token its own: a bias or a rotation of "
-            "positions lies between",
+            f"its {what} [H={heads}, d={size}] are not a Linear's rows, each token its own, with or without a rotation "
+            "of positions: something else lies between",
         )
     norm = norms[0] if norms else None
-    return Part(linear, index, factor, norm and flow.segment((norm.node.input[0],), norm.node.output[0]))
+    return Part(
+        linear,
+        index,
+        factor,
+        norm and flow.segment((norm.node.input[0],), norm.node.output[0]),
+        turned and turned.rotation,
+    )
 
 
 def _above(flow: Dataflow, value: str) -> tuple[list[Any], list[Any]]:
@@ -85,13 +104,15 @@ def _above(flow: Dataflow, value: str) -> tuple[list[Any], list[Any]]:
     return [flow.steps[i] for i in sorted(found)], list(linears.values())
 
 
-def _heads(flow: Dataflow, attention: Any, place: int, steps: list[Any], linear: Any, sent: torch.Tensor) -> np.ndarray:
-    """`[1, N, C]` for a Linear's output → `[H, N, d]` as the attention gets it; norms are passed by."""
-    values = flow.arrays()
-    values[linear.node.output[0]] = sent
+def _heads(
+    flow: Dataflow, attention: Any, place: int, steps: list[Any], sent: dict[str, Any], passed: dict[str, str]
+) -> np.ndarray:
+    """A Linear's output `[1, N, C]` → `[H, N, d]` as the attention gets it. passed: value → the one it stands for."""
+    values = {**flow.arrays(), **sent}
     for step in steps:
-        if step.node.op_type in NORMS:
-            values[step.node.output[0]] = values[step.node.input[0]]
+        output = step.node.output[0]
+        if output in passed:
+            values[output] = values[passed[output]]
             continue
         try:
             compute(step, values)

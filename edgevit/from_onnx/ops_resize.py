@@ -11,6 +11,8 @@ from edgevit.from_onnx.ops_shape import ints
 
 CORNERS = {"half_pixel": False, "pytorch_half_pixel": False, "align_corners": True}
 MODES = {"linear": "bilinear", "cubic": "bicubic"}
+COEFFICIENTS = {False: -0.75, True: -0.5}  # of torch's cubic, by whether it is antialiased
+NEAR = 1e-6
 NEAREST = {("asymmetric", "floor"): "nearest", ("half_pixel", "round_prefer_floor"): "nearest-exact"}
 
 
@@ -39,9 +41,14 @@ def resize(
         if kind is None:
             raise ValueError(f"nearest with {where}, {attributes.get('nearest_mode')} is not imported")
         return functional.interpolate(x, mode=kind, **given)  # type: ignore[arg-type]
-    if where not in CORNERS or mode not in MODES or attributes.get("exclude_outside", 0):
-        raise ValueError(f"{mode} with {where} is not imported")
-    if mode == "cubic" and abs(attributes.get("cubic_coeff_a", -0.75) + 0.75) > 1e-6:
-        raise ValueError("only a cubic coefficient of -0.75 is imported")
     smooth = bool(attributes.get("antialias", 0))
+    if where not in CORNERS or mode not in MODES:
+        raise ValueError(f"{mode} with {where} is not imported")
+    if attributes.get("exclude_outside", 0) and not smooth:
+        raise ValueError("exclude_outside is imported with antialias alone")
+    if mode == "cubic":
+        coefficient, imported = attributes.get("cubic_coeff_a", -0.75), COEFFICIENTS[smooth]
+        if abs(coefficient - imported) > NEAR or (smooth and not attributes.get("exclude_outside", 0)):
+            how = "-0.5 and exclude_outside with antialias" if smooth else "-0.75 without antialias"
+            raise ValueError(f"a cubic coefficient of {coefficient:g} is not imported; {how} is")
     return functional.interpolate(x, mode=MODES[mode], align_corners=CORNERS[where], antialias=smooth, **given)  # type: ignore[arg-type]

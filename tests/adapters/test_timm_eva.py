@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edgevit.adapters import adapt
-from edgevit.adapters.timm_eva import EvaBlock, Rotation
+from edgevit.adapters.timm_eva import EvaBlock, rotation_of
 from edgevit.errors import ScheduleError, UnsupportedModel
 from edgevit.reduce import reduce
 from edgevit.tokens.protocol import Tokens
@@ -140,7 +140,7 @@ def test_a_reduced_run_rotates_each_token_by_where_it_came_from(randomize, check
 
 @pytest.mark.parametrize("half", [False, True])
 def test_prefix_tokens_are_not_turned_at_all(half):
-    rotation = Rotation(torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0)), 2, half)
+    rotation = rotation_of(torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0)), 2, half)
     x = torch.randn(3, 2, 7, 8, generator=torch.Generator().manual_seed(1))
     turned = rotation.turn(x, *rotation(None))
     assert torch.equal(turned[:, :, :2], x[:, :, :2])

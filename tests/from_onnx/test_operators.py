@@ -1,15 +1,10 @@
 """Each operator of the table, as its own small file: the module computes what ONNX Runtime computes."""
 
-import numpy as np
-import onnxruntime
 import pytest
-import torch
 
-from edgevit.errors import LoadError
 from edgevit.from_onnx.operators import OPERATORS
-from edgevit.load_onnx import load_onnx
+from tests.from_onnx.single import graph, same
 
-IMAGE = "images"  # float[1, 3, 8, 8]
 # name: (initializers, nodes that make y from images)
 CASES = {
     "unary": (
@@ -241,72 +236,27 @@ CASES = {
         "int64 zero = {0}, int64 one = {1}, int64 three = {3}",
         "s = Shape(images) w = Gather(s, three) r = Range(zero, w, one) f = Cast <to = 1> (r) y = Add(images, f)",
     ),
-    "microsoft": (
-        (
-            "float[8] s = {1, 2, 3, 4, 5, 6, 7, 8}, float[8] b = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8}, int64[3] f"
-            " = {1, 24, 8}"
-        ),
-        (
-            "r = Reshape(images, f) a = com.microsoft.Gelu(r) c = com.microsoft.FastGelu(a, b) d = "
-            "com.microsoft.BiasGelu(c, b) e = com.microsoft.QuickGelu(d) g = com.microsoft.SkipLayerNormalization(e, "
-            "r, s, b) y = com.microsoft.FusedMatMul <transB = 1, alpha = 0.5> (g, r)"
-        ),
-    ),
-    "microsoft sums": (
-        (
-            "float[8] s = {1, 2, 3, 4, 5, 6, 7, 8}, float[8] b = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8}, int64[3] f"
-            " = {1, 24, 8}"
-        ),
-        (
-            "r = Reshape(images, f) n, m, d, t = com.microsoft.SkipLayerNormalization <epsilon = 0.001> (r, r, s, b, "
-            "b) g = com.microsoft.BiasGelu(t, b) y = Add(n, g)"
-        ),
-    ),
-    "microsoft heads": (
-        (
-            "int64[3] f = {1, 24, 8}, int64[1] one = {1}, float[24] b = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, "
-            "7, 8, 9, 1, 2, 3, 4, 5, 6}"
-        ),
-        (
-            "r = Reshape(images, f) t = Transpose <perm = [0, 2, 1]> (r) p = MatMul(r, t) m = Unsqueeze(p, one) "
-            "h = com.microsoft.MultiHeadAttention <num_heads = 2> (r, r, r) y = com.microsoft.MultiHeadAttention "
-            "<num_heads = 4, scale = 0.3> (h, r, h, b, , m)"
-        ),
-    ),
-    "microsoft packed": (
-        (
-            "int64[3] f = {1, 24, 8}, int64[2] g = {8, 24}, float[24] b = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, "
-            "6, 7, 8, 9, 1, 2, 3, 4, 5, 6}"
-        ),
-        (
-            "r = Reshape(images, f) w = Reshape(images, g) a = com.microsoft.Attention <num_heads = 2> (r, w, b) y = "
-            "com.microsoft.Attention <num_heads = 2, scale = 0.3, qkv_hidden_sizes = [8, 8, 8]> (a, w, b)"
-        ),
-    ),
 }
-
-
-def graph(initializers, nodes):
-    shape = "[1, 24, 24]" if "FusedMatMul" in nodes else "[1, 24, 8]" if "microsoft" in nodes else "[]"
-    block = f"<{initializers}>" if initializers else ""
-    return f"g (float[1, 3, 8, 8] images) => (float{shape} y) {block} {{ {nodes} }}"
-
-
-def same(path):
-    """Import a file, and compare by an own session on an own image."""
-    module = load_onnx(path, None, None).module
-    image = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(3))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    want = session.run(None, {IMAGE: image.numpy()})[0]
-    with torch.no_grad():
-        got = module(image).numpy()
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)  # float32, sums in another order
-    return module
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_operator_computes_what_onnx_runtime_does(onnx_file, name):
     same(onnx_file(graph(*CASES[name])))
+
+
+TORCHS_CUBIC = 'mode = "cubic", antialias = 1, cubic_coeff_a = -0.5, exclude_outside = 1'
+SMOOTH = (
+    f"a = Resize <{TORCHS_CUBIC}> (images, , , sizes) b = Resize <mode = "
+    f'"linear", antialias = 1, exclude_outside = 1> (a, , , larger) y = Resize <{TORCHS_CUBIC}> (b, , , sizes)'
+)
+POSITIONS = (
+    f"float[1, 3, 4, 4] positions = {{{', '.join(str(i * i % 7) for i in range(48))}}}, int64[1] two = {{2}}, "
+    "int64[1] four = {4}, int64[2] same = {1, 3}"
+)
+RESIZED = (
+    f"s = Shape(images) h = Slice(s, two, four) t = Concat <axis = 0> (same, h) r = Resize <{TORCHS_CUBIC}> (positions"
+    ", , , t) y = Add(images, r)"
+)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +269,8 @@ def test_operator_computes_what_onnx_runtime_does(onnx_file, name):
             "float[8] s = {1, 2, 3, 4, 5, 6, 7, 8}",
             "a = RMSNormalization(images, s) y = Attention <scale = 0.3> (a, images, a)",
         ),
+        (18, "int64[4] sizes = {1, 3, 5, 6}, int64[4] larger = {1, 3, 9, 7}", SMOOTH),
+        (20, POSITIONS, RESIZED),
         (18, "int64[1] a = {1}", "b = ReduceMean(images, a) y = Sub(images, b)"),
         (11, "", "a = Squeeze <axes = [0]> (images) b = Unsqueeze <axes = [0]> (a) y = Softmax <axis = 3> (b)"),
         (11, "", "a = ReduceSum <axes = [1]> (images) b, c = Split <axis = 2, split = [4, 4]> (a) y = Sub(b, c)"),
@@ -338,54 +290,3 @@ def test_the_cases_use_most_of_the_table():
     assert set(missing) <= {"Reciprocal", "Log", "Sign", "Floor", "Ceil", "Round", "Tan", "Atan", "IsNaN", "Identity",
                             "Softsign", "GlobalLpPool", "Xor", "Less", "LessOrEqual", "GreaterOrEqual", "ReduceLogSum",
                             "CastLike"}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("nodes", "says"),
-    [
-        ("[here] n = NonZero(images) c = Cast <to = 1> (n) y = ReduceSum(c)", "here (NonZero): its mask comes"),
-        ("[here] y = Acosh(images)", "node here (Acosh): Acosh is not among"),
-        ("s = Cast <to = 7> (images) z = ReduceMax <keepdims = 0> (s) [here] r = Range(z, z, z) y = Cast <to = 1> (r)",
-         "node here (Range)"),
-        ("s = Cast <to = 7> (images) r = ReduceMax <axes = [1, 2, 3], keepdims = 0> (s) y = Reshape(images, r)",
-         "depends on the image"),
-        ("[here] y = LpPool <kernel_shape = [2, 2]> (images)", "LpPool"),
-        ("[here] y = com.microsoft.MultiHeadAttention <num_heads = 2> (images)", "queries, keys and values are not"),
-        ("[here] y = com.microsoft.Attention <num_heads = 1, unidirectional = 1> (images, images, images)",
-         "here (com.microsoft.Attention): unidirectional is not imported"),
-        ("[here] y = com.microsoft.Attention <num_heads = 1> (images, images, images, images)",
-         "a mask of lengths is not imported"),
-        ("[here] y = com.microsoft.Inverse(images)", "here (Inverse): com.microsoft.Inverse is not among"),
-    ],
-)  # fmt: skip
-def test_what_is_not_imported_is_refused_with_the_node_and_the_reason(onnx_file, nodes, says):
-    with pytest.raises(LoadError) as caught:
-        load_onnx(onnx_file(graph("", nodes)), None, None)
-    assert says in str(caught.value)
-
-
-@pytest.mark.parametrize("nodes", ["i = Cast <to = 7> (images) y = Add(images, i)", "y = MatMul(images, pair)"])
-def test_wrong_types_and_shapes(onnx_file, nodes):
-    with pytest.raises(LoadError) as caught:
-        load_onnx(
-            onnx_file(graph("float[2, 2] pair = {1, 2, 3, 4}", nodes).replace("float[] y", "float[1, 3, 8, 8] y")),
-            None,
-            None,
-        )
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("initializers", "nodes"),
-    [
-        ("int64[2] s = {1000000, 1000000}", "a = ConstantOfShape(s) r = ReduceMax(a) y = Add(images, r)"),
-        ("int64[4] s = {1000, 1000, 1000, 1000}", "a = Tile(images, s) y = ReduceMax(a)"),
-        ("int64 zero = {0}, int64 one = {1}, int64 many = {1000000000000}",
-         "a = Range(zero, many, one) c = Cast <to = 1> (a) r = ReduceMax <keepdims = 0> (c) y = Add(images, r)"),
-        ("int64[5] s = {1000000, 1, 3, 8, 8}", "a = Expand(images, s) b = Exp(a) y = ReduceMax(b)"),
-        ("int64[8] p = {0, 0, 1000000, 1000000, 0, 0, 0, 0}", "y = Pad(images, p)"),
-    ],
-)  # fmt: skip
-def test_small_files_that_ask_for_terabytes(onnx_file, initializers, nodes):
-    with pytest.raises(LoadError, match="numbers"):
-        load_onnx(onnx_file(graph(initializers, nodes)), None, None)
