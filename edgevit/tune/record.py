@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -154,9 +154,9 @@ class Trials:
         """Enqueued trials that nobody has begun."""
         return len(self.study.get_trials(deepcopy=False, states=[self.optuna.trial.TrialState.WAITING]))
 
-    def enqueue(self, generation: int, choices: Sequence[Mapping[str, Any]], limit: float) -> None:
-        """One generation, to be begun in this order."""
-        for slot, params in enumerate(choices):
+    def enqueue(self, generation: int, choices: Mapping[int, Mapping[str, Any]], limit: float) -> None:
+        """Choices of one generation, by slot, to be begun in this order."""
+        for slot, params in choices.items():
             self._enqueue(params, {"generation": generation, "slot": slot, "tries": 0, "limit": limit})
 
     def begin(self) -> Job:

@@ -53,7 +53,7 @@ def conclude(shop: Workshop, records: Sequence[Record], stopped: str, spent_s: C
     winner = best(good, shop)
     held_back = _holdout(shop, winner)
     study = replace(study, winner=winner, holdout=held_back, finalists=tuple(finalists), spent_s=spent_s())
-    result = _result(study)
+    result = json.loads(json.dumps(_result(study)))  # as a later call reads it
     _copy(shop, winner, result)
     summary = write_study(study)
     write_json(settings.out / RESULT, {**result, "records": len(records), "summary": summary})

@@ -89,14 +89,19 @@ class Search:
             pool.close()
 
     def _choose(self, records: Sequence[Record]) -> str:
-        """Enqueue the next generation; a reason where there is none."""
+        """Enqueue the next generation, or what --trials cut off the last one; a reason where there is none."""
         settings = self.shop.settings
-        number = 1 + max((r.generation for r in records), default=-1)
-        choices = suggest(self.shop.space, settings.goal, records, number, settings.seed)
-        if not choices:
-            return "every choice was tried"
-        self.trials.enqueue(number, choices, settings.goal.ceiling(records))
-        return ""
+        last = max((r.generation for r in records), default=0)
+        most = None if settings.trials is None else settings.trials - len(records)
+        for number in (last, last + 1):
+            earlier = [r for r in records if r.generation < number]
+            choices = suggest(self.shop.space, settings.goal, earlier, number, settings.seed)
+            done = {r.slot for r in records if r.generation == number}
+            todo = [(slot, params) for slot, params in enumerate(choices) if slot not in done][:most]
+            if todo:
+                self.trials.enqueue(number, dict(todo), settings.goal.ceiling(earlier))
+                return ""
+        return "every choice was tried"
 
     def _enough(self, records: Sequence[Record], running: int) -> str:
         """Why no further trial is begun, or nothing."""

@@ -50,11 +50,12 @@ class Workers:
     def submit(self, job: Job) -> None:
         """Hand a trial to a free worker."""
         number = next(i for i, worker in enumerate(self.staff) if worker.job is None)
-        if not self.staff[number].process.is_alive():
+        try:
+            self.staff[number].pipe.send(job)
+        except OSError:  # it died while it had nothing to do
             self.staff[number] = self._hire()
-        worker = self.staff[number]
-        worker.job = job
-        worker.pipe.send(job)
+            self.staff[number].pipe.send(job)
+        self.staff[number].job = job
 
     def wait(self) -> list[tuple[Job, Record | None]]:
         """Until a trial ends, or its worker."""

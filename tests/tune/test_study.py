@@ -12,8 +12,10 @@ from edgevit.tune.goal import Goal
 from edgevit.tune.meter import BenchMeter, FakeMeter
 from edgevit.tune.run import tune
 from edgevit.tune.workshop import split
+from tests.tune.conftest import settings
 
 pytest.importorskip("optuna")
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def trials(folder):
@@ -26,46 +28,40 @@ def found(folder):
 
 
 @pytest.fixture(scope="module")
-def done(material, tmp_path_factory):
+def done(quick, material, tmp_path_factory):
     """One study, run to its end: settings, outcome."""
-    from edgevit.tune.settings import TuneSettings
-
-    settings = TuneSettings(
-        model=str(material / "model.pt"), target="fake", device="fake", calib=material / "calib.csv",
-        eval=material / "eval.csv", preprocess=material / "pre.json", trust_pickle=True, goal=Goal("max-drop", 40.0),
-        trials=7, out=tmp_path_factory.mktemp("done") / "study",
-    )  # fmt: skip
-    return settings, tune(settings)
+    asked = settings(material, tmp_path_factory.mktemp("done") / "study")
+    return asked, tune(asked)
 
 
 def test_unreduced_engines_are_tried_first(done):
     first = trials(done[0].out)[:2]
-    assert [(t["reduce"], t["precision"]) for t in first] == [("none", "fp32"), ("none", "int8")]
+    assert [(t["reduce"], t["precision"]) for t in first] == [("none", "fp32"), ("none", "bf16")]
     assert first[0]["figures"]["drop"] == 0
     assert first[0]["figures"]["ratio"] == 1
 
 
 def test_the_result_has_the_documented_keys_and_says_that_it_is_fake(done):
-    settings, outcome = done
+    asked, outcome = done
     assert {"bundle", "schedule", "precision", "top1_drop", "speedup"} <= set(outcome.result["best"])
-    assert outcome.result["trials"]["count"] == len(trials(settings.out)) == 7
+    assert outcome.result["trials"]["count"] == len(trials(asked.out)) == 5
     assert outcome.result["fake"] is True
     assert "FAKE" in outcome.summary
-    assert (settings.out / "summary.md").read_text() == outcome.summary
+    assert (asked.out / "summary.md").read_text() == outcome.summary
     for section in ("What was tried", "What limited it", "To go further"):
         assert section in outcome.summary
 
 
 def test_the_winner_is_a_bundle_with_its_evidence(done):
-    settings, outcome = done
-    bundle = Bundle.load(settings.out / "winner")
+    asked, outcome = done
+    bundle = Bundle.load(asked.out / "winner")
     assert bundle.manifest["precision"] == outcome.result["best"]["precision"]
     assert json.loads((bundle.folder / "report.json").read_text())["tune"]["holdout"] == outcome.result["holdout"]
 
 
 def test_the_winner_is_the_fastest_that_is_accurate_enough(done):
-    settings, outcome = done
-    good = [t for t in trials(settings.out) if t["state"] == "complete" and t["figures"]["drop"] <= 40]
+    asked, outcome = done
+    good = [t for t in trials(asked.out) if t["state"] == "complete" and t["figures"]["drop"] <= 40]
     assert outcome.result["best"]["speedup"] == max(t["figures"]["ratio"] for t in good)
 
 
@@ -83,24 +79,24 @@ def test_the_front_is_a_page_a_picture_and_a_table(done):
 
 
 def test_the_command_of_a_trial_builds_it_again(done, cli):
-    settings, outcome = done
+    asked, outcome = done
     command = shlex.split(outcome.result["best"]["command"])
     assert cli(*command[1:], "--json").code == 0
-    again, winner = Bundle.load(Path(command[-1])), Bundle.load(settings.out / "winner")
+    again, winner = Bundle.load(Path(command[-1])), Bundle.load(asked.out / "winner")
     assert again.manifest["schedule"] == winner.manifest["schedule"]
     assert again.manifest["precision"] == winner.manifest["precision"]
 
 
 def test_a_finished_study_answers_again_without_a_trial(done):
-    settings, outcome = done
-    before = (settings.out / "trials.jsonl").read_text()
-    assert tune(settings).result == outcome.result
-    assert (settings.out / "trials.jsonl").read_text() == before
+    asked, outcome = done
+    before = (asked.out / "trials.jsonl").read_text()
+    assert tune(asked).result == outcome.result
+    assert (asked.out / "trials.jsonl").read_text() == before
 
 
 def test_a_study_in_two_calls_is_the_study_in_one(done, asked):
     tune(asked(trials=3))
-    outcome = tune(asked(trials=7))
+    outcome = tune(asked())
     assert found(asked().out) == found(done[0].out)
     assert outcome.result["best"]["schedule"] == done[1].result["best"]["schedule"]
 
@@ -122,14 +118,14 @@ def test_an_interrupted_trial_is_failed_and_tried_again(done, asked, monkeypatch
     tune(asked())
     assert found(asked().out) == found(done[0].out)
     assert [t["tries"] for t in trials(asked().out)].count(2) == 1
-    assert len(calls) == 8  # one more than the trials
+    assert len(calls) == 6  # one more than the trials
 
 
 def test_where_reduction_gains_nothing_the_answer_is_not_to_reduce(asked, monkeypatch):
     monkeypatch.setattr(FakeMeter, "MS_PER_POINT", 100.0)
-    outcome = tune(asked())
+    outcome = tune(asked(trials=3))
     assert outcome.result["best"]["schedule"] == "none"
-    assert outcome.result["best"]["precision"] == "int8"
+    assert outcome.result["best"]["precision"] == "bf16"
     assert "Do not reduce" in outcome.summary
 
 
@@ -146,7 +142,7 @@ def test_the_most_accurate_within_a_latency(asked):
 
 
 def test_the_front_is_what_pareto_gives(asked):
-    outcome = tune(asked(goal=Goal("pareto"), trials=9))
+    outcome = tune(asked(goal=Goal("pareto"), trials=6))
     front = outcome.result["front"]
     assert [p["ratio"] for p in front] == sorted((p["ratio"] for p in front), reverse=True)
     assert [p["drop"] for p in front] == sorted((p["drop"] for p in front), reverse=True)
