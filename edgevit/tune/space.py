@@ -51,10 +51,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Space:
-    """The choices of one model on one target. left_out: what the table has and this model or machine has not, why."""
+    """The choices of one model on one target.
+
+    precisions: the target's default, its int8, its float ones (together the `opening`), then the rest.
+    left_out: what the table has and this model or machine has not, why.
+    """
 
     methods: tuple[str, ...]
     precisions: tuple[str, ...]
+    opening: int
     options: Mapping[str, tuple[str, ...]]
     depth: int
     left_out: Mapping[str, str]
@@ -102,14 +107,15 @@ def space(vit: VitModel | None, why_not: str, target: Runtime) -> Space:
             if wrong:
                 left_out[name] = wrong
         methods = tuple(name for name in METHODS if name not in left_out)
-    precisions: dict[str, None] = {}
-    default, *others = target.policy.precisions
-    for name in (default, *sorted(others, key=lambda p: p != "int8")):
+    policy, precisions = target.policy, dict[str, bool]()
+    default, *others = policy.precisions
+    for name in (default, *sorted(others, key=lambda p: (p != "int8", policy.quantizes(p) is not None))):
         try:
-            precisions[target.resolve(name)] = None
+            precisions.setdefault(target.resolve(name), name in (default, "int8") or policy.quantizes(name) is None)
         except EdgeVitError as error:
             left_out[name] = str(error)
-    return Space(methods, tuple(precisions), OPTIONS.get(target.name, {}), len(vit.blocks) if vit else 0, left_out)
+    options, depth = OPTIONS.get(target.name, {}), len(vit.blocks) if vit else 0
+    return Space(methods, tuple(precisions), sum(precisions.values()), options, depth, left_out)
 
 
 def _misfit(vit: VitModel, schedule: TokenSchedule) -> str | None:

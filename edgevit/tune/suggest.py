@@ -1,7 +1,8 @@
 """The next generation of a study, from its record alone: the same record and seed give the same choices.
 
-The first generation keeps every token, once per precision; the second is each method at a moderate cut, in the best of
-these precisions; from then on Optuna's TPE sampler chooses, among what was not tried yet.
+The first generation keeps every token: in the default precision, in int8, in the other float ones. The second is each
+method at a moderate cut, in the fastest of these. The third keeps every token in the precisions that are left. From
+then on Optuna's TPE sampler chooses, among what was not tried yet.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ Params = dict[str, Any]
 def suggest(space: Space, goal: Goal, records: Sequence[Record], generation: int, seed: int) -> list[Params]:
     """The choices of a generation; none where everything was tried."""
     if generation == 0:
-        return _dense(space)
+        return _dense(space, space.precisions[: space.opening])
     precisions = useful(space, goal, records)
-    if generation == 1 and precisions:
-        return [space.first(method, precisions[0]) for method in space.methods] or _new(space, precisions, records)
+    if generation == 1 and precisions and space.methods:
+        return [space.first(method, precisions[0]) for method in space.methods]
+    rest = _dense(space, space.precisions[space.opening :])
+    if generation <= 2 and rest and not any(r.params == rest[0] for r in records):
+        return rest
     return _sampled(space, goal, records, precisions, random.Random(f"{seed} {generation}"))
 
 
@@ -46,10 +50,10 @@ def remaining(space: Space, goal: Goal, records: Sequence[Record]) -> int:
     return len(_new(space, useful(space, goal, records), records))
 
 
-def _dense(space: Space) -> list[Params]:
+def _dense(space: Space, precisions: Sequence[str]) -> list[Params]:
     names = [f"option {name}" for name in space.options]
     mixed = [dict(zip(names, values, strict=True)) for values in itertools.product(*space.options.values())]
-    return [{**space.dense(precision), **options} for precision in space.precisions for options in mixed]
+    return [{**space.dense(precision), **options} for precision in precisions for options in mixed]
 
 
 def _new(space: Space, precisions: Sequence[str], records: Sequence[Record]) -> list[Params]:

@@ -84,7 +84,7 @@ def settings(material, out, **others):
         "preprocess": material / "pre.json",
         "trust_pickle": True,
         "goal": Goal("max-drop", 40.0),
-        "trials": 5,
+        "trials": 4,
         "out": out,
     }
     return TuneSettings(**{**fields, **others})
