@@ -68,7 +68,7 @@ class Goal:
         if self.kind == "pareto":
             return HOPELESS
         drops = [r.figures["drop"] for r in records if r.state == "complete" and self.meets(r.figures)]
-        return max(0.0, min([*drops, HOPELESS]))
+        return max(0.0, float(min([*drops, HOPELESS])))
 
     def order(self, figures: Figures) -> tuple[float, float]:
         """Sorts candidates that are good enough, best first."""

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 class Pool(Protocol):
     """Takes as many jobs as it has room for."""
 
-    room: int
+    @property
+    def room(self) -> int:
+        """How many more."""
 
     def submit(self, job: Job) -> None:
         """Begin a trial; room must be left."""

@@ -18,8 +18,6 @@ from edgevit.bundle import write_json
 from edgevit.errors import EdgeVitError, missing_extra
 
 if TYPE_CHECKING:
-    import optuna
-
     from edgevit.tune.settings import TuneSettings
     from edgevit.tune.space import Space
 
@@ -142,7 +140,7 @@ class Trials:
         self.goal, self.optuna = settings.goal, optuna
         kinds = optuna.distributions.CategoricalDistribution
         self.distributions = {key: kinds(values) for key, values in space.choices().items()}
-        self.running: dict[int, optuna.Trial] = {}
+        self.running: dict[int, Any] = {}
         self._revive()
 
     def records(self) -> list[Record]:

@@ -98,7 +98,7 @@ class Space:
 def space(vit: VitModel | None, why_not: str, target: Runtime) -> Space:
     """The table, less what does not fit. vit: None where no adapter knows the model; why_not says so."""
     left_out: dict[str, str] = {}
-    methods = METHODS if vit else ()
+    methods: tuple[str, ...] = ()
     if vit is None:
         left_out["token reduction"] = why_not
     else:

@@ -63,12 +63,13 @@ class Workers:
         ended: list[tuple[Job, Record | None]] = []
         for pipe in wait(list(busy)):
             worker = busy[pipe]  # type: ignore[index]  # only pipes were waited for
-            assert worker.job is not None
+            job = worker.job
+            assert job is not None
             try:
-                ended.append((worker.job, worker.pipe.recv()))
+                ended.append((job, worker.pipe.recv()))
                 worker.job = None
             except (EOFError, OSError):  # it died: the pipe's other end closed
-                ended.append((worker.job, None))
+                ended.append((job, None))
                 worker.process.join()
                 self.staff[self.staff.index(worker)] = self._hire()
         return ended
