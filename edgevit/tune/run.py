@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -83,7 +83,7 @@ class Search:
                     return ended or "every choice was tried"
                 for job, found in pool.wait():
                     del running[job.trial]
-                    self._end(job, found)
+                    self._end(job, found, running)
         finally:
             self.trials.spent_s = self.spent_s
             pool.close()
@@ -116,7 +116,7 @@ class Search:
             return f"--budget: {settings.budget_s / 60:g} minutes"
         return ""
 
-    def _end(self, job: Job, found: Record | None) -> None:
+    def _end(self, job: Job, found: Record | None, running: Iterable[int]) -> None:
         if found is None and job.tries < TRIES:
             self.trials.again(job)
             return
@@ -127,14 +127,15 @@ class Search:
         self.trials.spent_s = self.spent_s
         records = self.trials.records()
         write_trials(self.shop.settings.out, records)
-        self._clear(records, job)
+        self._clear(records, running)
 
-    def _clear(self, records: Sequence[Record], ended: Job) -> None:
+    def _clear(self, records: Sequence[Record], running: Iterable[int]) -> None:
         """Only engines on the front are kept, and the unreduced ones; each of the others has its command."""
-        kept = {r.trial for r in front(records)} | {r.trial for r in records if r.reduce == "none"}
-        known = {r.trial for r in records} | {ended.trial}
-        for number in known - kept:
-            shutil.rmtree(self.shop.settings.out / "bundles" / bundle_name(number), ignore_errors=True)
+        kept = {*running, *(r.trial for r in front(records)), *(r.trial for r in records if r.reduce == "none")}
+        names = {"dense", *map(bundle_name, kept)}
+        for folder in (self.shop.settings.out / "bundles").iterdir():
+            if folder.name not in names and not folder.name.startswith("."):  # a hidden one is being written
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _say(self, job: Job, records: Sequence[Record]) -> None:
         point = self.shop.space.point(job.params)
