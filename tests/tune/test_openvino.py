@@ -5,19 +5,29 @@ import json
 import pytest
 
 from edgevit.bundle import Bundle
+from edgevit.devices.bench import BenchPlan
 
 
 @pytest.mark.slow
-def test_the_embedded_model_is_tuned_and_measured_for_openvino(cli, tmp_path):
+def test_the_embedded_model_is_tuned_and_measured_for_openvino(cli, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     pytest.importorskip("optuna")
+    short = BenchPlan(rounds=5, warmup_s=0, min_samples=8, min_seconds=0.1)  # five: an interval by bootstrap
+    monkeypatch.setattr("edgevit.tune.meter.SHORT", short)
+    monkeypatch.setattr("edgevit.tune.meter.LONG", short)
     from edgevit.demo.scenes import write_images
 
-    calib, evaluation = write_images(tmp_path / "images")
-    short = tmp_path / "short.csv"  # 120 scenes are enough to see that the parts fit
-    short.write_text("\n".join(evaluation.read_text().splitlines()[:121]).replace("eval/", "images/eval/"))
+    def few(table, count):
+        """The first scenes: enough to see that the parts fit."""
+        head = table.with_name(f"few_{table.name}")
+        head.write_text("\n".join(table.read_text().splitlines()[: count + 1]))
+        return head
+
+    calib, evaluation = (
+        few(table, count) for table, count in zip(write_images(tmp_path / "images"), (16, 120), strict=True)
+    )
     result = cli(
-        "tune", "demo", "--target", "openvino", "--calib", calib, "--eval", short, "--max-drop", 5, "--trials", 2,
+        "tune", "demo", "--target", "openvino", "--calib", calib, "--eval", evaluation, "--max-drop", 5, "--trials", 2,
         "--json",
     )  # fmt: skip
     assert result.code == 0, result.err
