@@ -131,7 +131,12 @@ def answer(study: Study) -> str:
     text = f"Take `{winner.reduce}` in {winner.precision}{options}"
     if winner.reduce == "none":
         text = f"Do not reduce: take the dense model in {winner.precision}{options}"
-        text += "; no reduced engine that is accurate enough was surely faster"
+        tried = any(r.reduce != "none" for r in study.records)
+        text += (
+            "; no reduced engine that is accurate enough was surely faster"
+            if tried
+            else "; no reduced one was tried yet"
+        )
     speed = f"{f['ratio']:.2f} times as fast as dense {_base_name(study)}{_interval(f['ratio_ci95'], 2)}"
     lines = [f"{text}. It is in `winner/`.", ""]
     lines.append(f"- Speed: {speed}, {f['median_ms']:.3g} ms, measured side by side on {f['meter']}.")
