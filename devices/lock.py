@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from edgevit.errors import MeasureError
+from edgevit.errors import MachineBusy, MeasureError
 
 
 def lock_path() -> Path:
@@ -33,19 +33,19 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _refusal(path: Path) -> MeasureError:
+def _refusal(path: Path) -> MachineBusy:
     """Who holds the lock, as an error."""
     text = ""
     with suppress(OSError):
         text = path.read_text("ascii", "replace").strip()
     if not text.isdigit():
-        return MeasureError(f"another edgevit profile is running here ({path}): wait for it to end")
+        return MachineBusy(f"another edgevit profile is running here ({path}): wait for it to end")
     if not _alive(int(text)):
-        return MeasureError(
+        return MachineBusy(
             f"a runner of the edgevit profile that was process {text} is still running on this machine: "
             "it ends by itself within a round, try again then"
         )
-    return MeasureError(
+    return MachineBusy(
         f"another edgevit profile (process {text}) is running on this machine, and two at once would "
         "slow each other: wait for it to end, or stop that process"
     )
@@ -68,7 +68,7 @@ def _open(path: Path) -> int:
 
 @contextmanager
 def session_lock() -> Iterator[int]:
-    """Hold the machine's lock; yields its descriptor, or raises MeasureError naming the holding process.
+    """Hold the machine's lock; yields its descriptor, or raises MachineBusy naming the holding process.
 
     A child that inherits the descriptor holds the lock too: when its parent is killed, the next session is
     refused until the orphaned runner has ended.

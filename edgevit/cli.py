@@ -17,6 +17,7 @@ from edgevit.version import __version__
 
 VERBS = {
     "export": "compile a model for a target: reduce its tokens, quantize it, check it",
+    "tune": "search the best engine for a device and an accuracy, by measurement",
     "eval": "accuracy of compiled bundles on labelled images",
     "profile": "latency of bundles, on this machine or on a device",
     "embed": "put a bundle into an app: loader, preprocessing, test vectors",
@@ -30,7 +31,6 @@ VERBS = {
     "doctor": "this machine and its packages, as edgevit sees them",
     "demo": "the whole pipeline on the embedded model and images",
 }
-PLANNED = ("tune",)
 
 
 def parser(verb: str | None = None) -> argparse.ArgumentParser:
@@ -53,9 +53,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit status."""
     verb = next((word for word in argv if not word.startswith("-")), None)
-    if verb in PLANNED:
-        print(f"edgevit: {verb} is not in this version; it has {', '.join(VERBS)}", file=sys.stderr)
-        return 2
     arguments = parser(verb).parse_args(argv)
     try:
         status: int = import_module(f"edgevit.commands.{arguments.verb}").run(arguments)

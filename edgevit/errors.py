@@ -11,6 +11,7 @@ EdgeVitError                     one line on stderr, exit 1
 ├── BundleError                  a bundle is broken, or its place cannot be written
 ├── EmbedError                   a bundle does not fit the app it is to be put in
 ├── MeasureError                 a latency measurement failed
+│   └── MachineBusy              another session measures on this machine
 ├── MissingExtra                 a package is not installed; the text holds the pip line
 └── GateFailed                   exit 3: --max-drop or --min-speedup does not hold
 
@@ -65,6 +66,10 @@ class EmbedError(EdgeVitError):
 
 class MeasureError(EdgeVitError):
     """A measurement did not complete."""
+
+
+class MachineBusy(MeasureError):
+    """Another session holds the machine: the same call works once it has ended."""
 
 
 class MissingExtra(EdgeVitError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from edgevit.runtimes import runtime
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from edgevit.preprocess import Preprocess
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,8 +62,6 @@ class Evaluation:
 
 def evaluate(bundle: Bundle, data: Dataset, progress: Progress | None = None) -> Evaluation:
     """Run a bundle's engine over labelled images with its own preprocessing. Raises DataError, RuntimeRefusal."""
-    import numpy as np
-
     _check_classifier(bundle)
     data.check_labels(bundle.classes)
     session = runtime(bundle.manifest["target"]).open(bundle.engine)
@@ -69,17 +69,34 @@ def evaluate(bundle: Bundle, data: Dataset, progress: Progress | None = None) ->
     predicted: list[int] = []
     ranks: list[int] = []
     started = time.perf_counter()
-    for images in data.tensors(bundle.preprocess, batch):
-        outputs = session.run(images)
-        for scores in outputs[: len(data) - len(ranks)]:
-            label = data.labels[len(ranks)]
-            if not np.isfinite(scores).all():
-                raise DataError(f"{bundle.name} gives NaN or infinite outputs for {data.files[len(ranks)].name}")
-            predicted.append(int(scores.argmax()))
-            ranks.append(rank(scores, label))
-        if progress:
+    for found, place in scored(session.run, bundle.name, bundle.preprocess, data, batch):
+        predicted.append(found)
+        ranks.append(place)
+        if progress and (len(ranks) % batch == 0 or len(ranks) == len(data)):
             progress(f"evaluate {bundle.name}", len(ranks), len(data))
     return Evaluation(bundle.name, tuple(predicted), tuple(ranks), time.perf_counter() - started)
+
+
+def scored(
+    run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]],
+    name: str,
+    preprocess: Preprocess,
+    data: Dataset,
+    batch: int,
+) -> Iterator[tuple[int, int]]:
+    """The predicted class of each image, and the place of its label; images are read as they are asked for.
+
+    run: float32 `[batch, 3, H, W]` → scores `[batch, classes]`. Raises DataError for a score that is no number.
+    """
+    import numpy as np
+
+    done = 0
+    for images in data.tensors(preprocess, batch):
+        for scores in run(images)[: len(data) - done]:
+            if not np.isfinite(scores).all():
+                raise DataError(f"{name} gives NaN or infinite outputs for {data.files[done].name}")
+            yield int(scores.argmax()), rank(scores, data.labels[done])
+            done += 1
 
 
 def standard_error(percent: float, images: int) -> float:

@@ -19,14 +19,15 @@ BASE, OTHER = "#1b2027", "#2563c9"
 
 
 def plots(rows: Sequence[Row], samples: Mapping[str, Sequence[Sequence[float]]]) -> Iterator[tuple[str, Any]]:
-    """Name and matplotlib figure: `latency`, and `accuracy` where a row has both. Raises MissingExtra."""
+    """Name and matplotlib figure: `latency` of samples, `accuracy` where a row has both. Raises MissingExtra."""
     try:
         from matplotlib.figure import Figure  # without pyplot: no window, no global state
     except ModuleNotFoundError as error:
         raise missing_extra("report", error) from error
 
-    figure = Figure(figsize=(9, 1.2 + 0.55 * len(samples)), dpi=150, layout="constrained")
-    yield "latency", _latency(figure, samples)
+    if samples:
+        figure = Figure(figsize=(9, 1.2 + 0.55 * len(samples)), dpi=150, layout="constrained")
+        yield "latency", _latency(figure, samples)
     both = [row for row in rows if row.median_ms is not None and row.top1 is not None]
     if both:
         yield "accuracy", _accuracy(Figure(figsize=(9, 5), dpi=150, layout="constrained"), both)
@@ -41,6 +42,13 @@ def write_plots(folder: Path, rows: Sequence[Row], samples: Mapping[str, Sequenc
             figure.savefig(beside, format="png")
         written.append(path)
     return written
+
+
+def write_front(path: Path, rows: Sequence[Row]) -> None:
+    """The figure `accuracy` alone, as `path`. Raises MissingExtra, OSError."""
+    figure = dict(plots(rows, {}))["accuracy"]
+    with whole(path) as beside:
+        figure.savefig(beside, format="png")
 
 
 def _latency(figure: Any, samples: Mapping[str, Sequence[Sequence[float]]]) -> Any:

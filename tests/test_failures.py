@@ -334,11 +334,6 @@ def test_bad_arguments_exit_with_2(capsys, argv):
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("verb", ["tune"])
-def test_verbs_of_a_later_version_are_named_as_such(refused, verb):
-    assert f"{verb} is not in this version" in refused(verb, code=2)
-
-
 # Places that cannot be written
 
 

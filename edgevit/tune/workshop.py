@@ -1,0 +1,205 @@
+"""What whoever runs trials holds: the loaded model, the images, and the dense engine all are compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from edgevit.bundle import Bundle, staged, write_json
+from edgevit.data import Dataset, read_dataset
+from edgevit.errors import EdgeVitError, UnsupportedModel
+from edgevit.evaluate import Evaluation, evaluate, scored
+from edgevit.load import load
+from edgevit.pipeline import Progress, finish, prepare, silent
+from edgevit.runtimes import runtime
+from edgevit.tokens.schedule import parse_schedule
+from edgevit.tune.flips import clearly_worse, drop_interval
+from edgevit.tune.space import Point, space
+from edgevit.tune.turns import Turns
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from edgevit.stages import ReducedModel, VitModel
+    from edgevit.tune.meter import Meter
+    from edgevit.tune.settings import TuneSettings
+
+CHUNK = 16
+"""Images between two looks at the flips."""
+PROXY_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A candidate and dense on the same images, up to where it was stopped. drop in points, with its 95 % interval."""
+
+    lost: int
+    won: int
+    images: int
+    worse: bool
+
+    @property
+    def drop(self) -> float:
+        """Points of top-1 against dense."""
+        return 100 * (self.lost - self.won) / self.images
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures of a trial's record."""
+        interval = list(drop_interval(self.lost, self.won, self.images))
+        return {"drop": self.drop, "drop_ci95": interval, "lost": self.lost, "won": self.won, "images": self.images}
+
+
+class Workshop:
+    """Loads once, then answers. Raises EdgeVitError for what a user must fix."""
+
+    def __init__(self, settings: TuneSettings, meter: Meter, progress: Progress = silent) -> None:
+        self.settings, self.meter, self.progress = settings, meter, progress
+        self.target = runtime(settings.target)
+        self.target.version()
+        if not self.target.runner and meter.local:
+            raise EdgeVitError(f"edgevit tune measures, and this machine cannot time {self.target.name}")
+        self.calib = read_dataset(settings.calib)
+        self.search, self.holdout = split(settings)
+        _apart(self.calib, "--calib", self.holdout, "--holdout" if settings.holdout else "the held back half of --eval")
+        progress("load", 0, 0)
+        self.checkpoint = load(
+            settings.model,
+            arch=settings.arch,
+            preprocess=settings.preprocess,
+            input_size=settings.input_size,
+            trust_pickle=settings.trust_pickle,
+            keep=settings.keep,
+            calib=self.calib,
+        )
+        self.vit, why_not = self._adapted()
+        self.space = space(self.vit, why_not, self.target)
+        self.turns = Turns(settings.out)
+
+    def _adapted(self) -> tuple[VitModel | None, str]:
+        from edgevit.adapters import adapt
+
+        if self.checkpoint.module is None:
+            return None, f"{self.checkpoint.name} is an exported program, whose blocks cannot be taken apart"
+        try:
+            return adapt(self.checkpoint.module), ""
+        except UnsupportedModel as error:
+            return None, str(error)
+
+    @property
+    def dense_point(self) -> Point:
+        """What everything is compared with: all tokens, in the target's default precision."""
+        return self.space.point(self.space.dense(self.space.precisions[0]))
+
+    @cached_property
+    def dense(self) -> Bundle:
+        """Its engine, built by whoever comes first."""
+        folder = self.settings.out / "bundles" / "dense"
+        if not folder.exists():
+            self.build(self.dense_point, "dense")
+        return Bundle.load(folder)
+
+    @cached_property
+    def baseline(self) -> Evaluation:
+        """Its predictions on the search images."""
+        path = self.settings.out / "baseline.json"
+        with suppress(OSError, ValueError, TypeError):
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if len(known["ranks"]) == len(self.search):
+                return Evaluation(known["bundle"], tuple(known["predicted"]), tuple(known["ranks"]), known["seconds"])
+        found = evaluate(self.dense, self.search, self.progress)
+        if found.top1 == 0:
+            raise EdgeVitError(
+                f"{self.checkpoint.name} gets none of the {found.images} search images of {self.settings.eval} right: "
+                "check the labels and the preprocessing"
+            )
+        write_json(path, {key: getattr(found, key) for key in ("bundle", "predicted", "ranks", "seconds")})
+        return found
+
+    def prepare(self) -> None:
+        """Build and evaluate dense, before any worker, of which each would do so."""
+        self.holdout.check_labels(self.dense.classes)
+        self.progress(f"dense {self.dense_point.precision}: {len(self.baseline.ranks)} search images", 0, 0)
+
+    def build(self, point: Point, name: str) -> Bundle:
+        """The engine of a point in `bundles/NAME`, as `edgevit export` builds it. Raises EdgeVitError."""
+        folder = self.settings.out / "bundles" / name
+        settings = self.settings.export(point, folder)
+        target = runtime(self.settings.target, point.options)
+        schedule = parse_schedule(point.reduce)
+        with staged(folder, force=True) as place:
+            road = prepare(self.checkpoint, target, point.precision, schedule, self.calib, settings, self.progress)
+            finish(road, place, {}, self.progress)
+        return Bundle.load(folder)
+
+    def reduced(self, point: Point) -> ReducedModel:
+        """The float module of a point. Raises ScheduleError."""
+        from edgevit.reduce import reduce
+
+        assert self.vit is not None  # the space has no method otherwise
+        return reduce(self.vit, parse_schedule(point.reduce), self.target.policy.lowering, self.target.policy.explicit)
+
+    @cached_property
+    def proxy_images(self) -> torch.Tensor:
+        """The first calibration images `[B, 3, H, W]`."""
+        import torch
+
+        few = self.calib.head(PROXY_IMAGES)
+        return torch.from_numpy(next(iter(few.tensors(self.checkpoint.preprocess, len(few)))))
+
+    @cached_property
+    def proxy_classes(self) -> torch.Tensor:
+        """What the dense float model says of them `[B]`."""
+        import torch
+
+        with torch.no_grad():
+            return self.checkpoint.callable()(self.proxy_images).argmax(-1)
+
+    def paired(self, run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], batch: int, limit: float) -> Paired:
+        """Compare scores with dense on the search images, until they are clearly worse than `limit` points allow."""
+        lost = won = images = 0
+        worse = False
+        answers = scored(run, "candidate", self.checkpoint.preprocess, self.search, batch)
+        for (_, place), rank in zip(answers, self.baseline.ranks, strict=True):
+            images += 1
+            lost += rank == 0 and place > 0
+            won += rank > 0 and place == 0
+            if images % CHUNK == 0 and clearly_worse(lost, won, images, limit):
+                worse = True
+                break
+        return Paired(lost, won, images, worse)
+
+
+def split(settings: TuneSettings) -> tuple[Dataset, Dataset]:
+    """Images of the search, and images that it never sees. Raises EdgeVitError.
+
+    Without --holdout, --eval is halved: first and second half; where it comes in class order, every second image.
+    """
+    data = read_dataset(settings.eval)
+    if settings.holdout:
+        other = read_dataset(settings.holdout)
+        _apart(data, "--eval", other, "--holdout")
+        return data, other
+    if len(data) < 2:
+        raise EdgeVitError(f"{data.name} has {len(data)} image, and half of them are held back; give more")
+    numbers = range(len(data))
+    if list(data.labels) == sorted(data.labels):
+        parts = [numbers[::2], numbers[1::2]]
+    else:
+        parts = [numbers[: len(data) // 2], numbers[len(data) // 2 :]]
+    first, second = (
+        Dataset(data.name, tuple(data.files[i] for i in part), tuple(data.labels[i] for i in part)) for part in parts
+    )
+    return first, second
+
+
+def _apart(one: Dataset, its_name: str, other: Dataset, other_name: str) -> None:
+    """Refuse images that are in both."""
+    both = {f.resolve() for f in one.files} & {f.resolve() for f in other.files}
+    if both:
+        count = f"{len(both)} images are" if len(both) > 1 else "an image is"
+        raise EdgeVitError(f"{count} in {its_name} and in {other_name}, as {min(both)}; give other images")
