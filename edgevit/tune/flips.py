@@ -19,7 +19,7 @@ def clearly_worse(lost: int, won: int, images: int, limit: float) -> bool:
     bet is a sequential sign test on them, as McNemar's is on a fixed number. Exact, without a normal approximation.
     Source: Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, JRSS B 86 (2024), 1-27.
 
-    >>> clearly_worse(lost=9, won=1, images=60, limit=1.0), clearly_worse(lost=5, won=3, images=60, limit=1.0)
+    >>> clearly_worse(lost=10, won=1, images=60, limit=1.0), clearly_worse(lost=5, won=3, images=60, limit=1.0)
     (True, False)
     """
     share = limit / 100
