@@ -40,6 +40,7 @@ class _Trials:
     data: Dataset | None
     progress: Progress
     scratch: Path
+    device: str
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -68,10 +69,14 @@ class _Trials:
     def time(self, bundle: Bundle, against: Bundle, rounds: int | None = None) -> dict[str, Any]:
         """Speedup over another bundle, in alternating processes."""
         from edgevit.devices.bench import BenchPlan, profile
-        from edgevit.measure import job
+        from edgevit.devices.config import LOCAL, find
+        from edgevit.measure import check_kind, job
 
+        device = None if self.device == LOCAL else find(self.device)
+        check_kind(bundle, device.kind if device else LOCAL)
+        jobs = [job(each, name, device is not None) for each, name in ((bundle, "candidate"), (against, "against"))]
         plan = BenchPlan() if rounds is None else BenchPlan(rounds=rounds)
-        measured = profile([job(bundle, "candidate")], job(against, "against"), plan, self.progress)
+        measured = profile(jobs[:1], jobs[1], plan, self.progress, device)
         speedup: dict[str, Any] = measured.to_json()["speedup"]["candidate"]
         return speedup
 
@@ -89,7 +94,8 @@ def hold(
         default = resolved(road.target, None)
         plain = replace(settings, reduce="none", precision=None, calib=None, labels=None)
         dense = prepare(road.checkpoint, road.target, default, TokenSchedule.none(), road.data, plain, progress)
-        trials = _Trials(road, finish(dense, folder, {}, progress), data, progress, Path(where))
+        baseline = finish(dense, folder, {}, progress)
+        trials = _Trials(road, baseline, data, progress, Path(where), settings.device)
         row, keep = trials.score(bundle, "nothing"), dict[str, str]()
         limit, least = settings.max_drop, settings.min_speedup
         if road.calibration and ((limit is not None and row["drop"] > limit) or least is not None):
@@ -97,7 +103,7 @@ def hold(
         if keep:
             bundle = _rebuilt(trials, bundle.folder, keep)
         if least is not None:
-            row["speedup"] = trials.time(bundle, trials.baseline)
+            row |= {"speedup": trials.time(bundle, trials.baseline), "device": settings.device}
         result = {"baseline": f"dense {default} on {road.target.name}", **row, "trials": trials.rows}
     broken = []
     if limit is not None and row["drop"] > limit:

@@ -50,7 +50,7 @@ class ExportSettings:
     batch: int = 1
     preprocess: Path | None = None
     labels: Path | None = None
-    device: str = "local"
+    device: str = "local"  # where min_speedup measures
     options: Mapping[str, str] = field(default_factory=dict)  # of the target
     trust_pickle: bool = False
     keep: tuple[float, ...] | None = None  # tokens, of a file that selects by masks
@@ -69,8 +69,11 @@ class ExportSettings:
                 raise EdgeVitError(f"{flag} {value:g} must be a number, 0 or more")
         if self.batch < 1:
             raise EdgeVitError(f"--batch {self.batch} must be 1 or more")
-        if self.device != "local":
-            raise EdgeVitError(f"--device {self.device}: this version measures on this machine only (local)")
+        if self.device != "local" and self.min_speedup is None:
+            raise EdgeVitError(
+                f"--device {self.device} is where --min-speedup measures: give that too, or `edgevit profile --device` "
+                "the bundle afterwards"
+            )
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,10 @@ def export(settings: ExportSettings, progress: Progress = silent) -> Exported:
     """MODEL → bundle. Raises EdgeVitError; on any failure nothing is left at `settings.out`."""
     target = runtime(settings.target, settings.options)
     target.version()
+    if settings.device != "local":
+        from edgevit.devices.config import find
+
+        find(settings.device)  # a name that is none ends here, not after the build
     precision = resolved(target, settings.precision)
     schedule = parse_schedule(settings.reduce)
     if schedule.is_auto and settings.calib is None:

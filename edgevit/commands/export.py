@@ -36,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-drop", type=float, metavar="POINTS", help="exit 3 if accuracy drops more than this")
     parser.add_argument("--min-speedup", type=float, metavar="X", help="exit 3 unless this much faster than dense fp32")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images per inference (static)")
-    parser.add_argument("--device", default="local", metavar="NAME", help="where to measure")
+    parser.add_argument("--device", default="local", metavar="NAME", help="where --min-speedup measures (local)")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line, copied into the bundle")
     parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="the bundle's directory")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")

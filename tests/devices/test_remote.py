@@ -95,6 +95,22 @@ def test_a_bundle_is_measured_on_the_device(board, tmp_path, monkeypatch, capsys
     assert found["runtimes"]["onnxruntime"]
 
 
+def test_an_export_is_gated_by_the_device(board, module_file, tmp_path, monkeypatch, cli):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    config.add("loopback-board", board.table)
+    words = ("export", module_file, "--trust-pickle", "--target", "fake", "-o", tmp_path / "out")
+    there = ("--device", "loopback-board")
+    result = cli(*words, "--min-speedup", "0.5", *there, "--json")
+    assert (result.code, result.json["gate"]["device"]) == (0, "loopback-board"), result.err
+    assert 0.9 < result.json["gate"]["speedup"]["ratio"] < 1.1  # the fake runner's jitter is 2 %
+    assert [p.name for p in (board.folder / "work" / "trees").iterdir()]  # both engines were there
+    result = cli(*words, "--force", "--min-speedup", "3", *there)
+    assert (result.code, "--min-speedup asks 3" in result.err) == (3, True)
+    for more, text in ((there, "is where --min-speedup measures"), (("--min-speedup", "1", "--device", "x"), "'x'")):
+        result = cli(*words, "--force", *more)
+        assert (result.code, text in result.err) == (1, True), result.err
+
+
 def test_an_unknown_device_names_those_there_are(tmp_path, monkeypatch, capsys):
     from edgevit import cli
 
