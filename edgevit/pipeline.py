@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgevit.bundle import MANIFEST, REPORT, SCHEMA, Bundle, staged, write_json
 from edgevit.data import Dataset, read_dataset
+from edgevit.devices.config import LOCAL, find
 from edgevit.errors import EdgeVitError, GraphError, QuantError, RuntimeRefusal, ScheduleError
 from edgevit.load import load
 from edgevit.manifest import copy_labels, make_manifest
@@ -50,7 +51,7 @@ class ExportSettings:
     batch: int = 1
     preprocess: Path | None = None
     labels: Path | None = None
-    device: str = "local"  # where min_speedup measures
+    device: str = LOCAL  # where min_speedup measures
     options: Mapping[str, str] = field(default_factory=dict)  # of the target
     trust_pickle: bool = False
     keep: tuple[float, ...] | None = None  # tokens, of a file that selects by masks
@@ -69,11 +70,8 @@ class ExportSettings:
                 raise EdgeVitError(f"{flag} {value:g} must be a number, 0 or more")
         if self.batch < 1:
             raise EdgeVitError(f"--batch {self.batch} must be 1 or more")
-        if self.device != "local" and self.min_speedup is None:
-            raise EdgeVitError(
-                f"--device {self.device} is where --min-speedup measures: give that too, or `edgevit profile --device` "
-                "the bundle afterwards"
-            )
+        if self.device != LOCAL and self.min_speedup is None:
+            raise EdgeVitError(f"--device {self.device} is where --min-speedup measures: give both, or neither")
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,7 @@ def export(settings: ExportSettings, progress: Progress = silent) -> Exported:
     """MODEL → bundle. Raises EdgeVitError; on any failure nothing is left at `settings.out`."""
     target = runtime(settings.target, settings.options)
     target.version()
-    if settings.device != "local":
-        from edgevit.devices.config import find
-
+    if settings.device != LOCAL:
         find(settings.device)  # a name that is none ends here, not after the build
     precision = resolved(target, settings.precision)
     schedule = parse_schedule(settings.reduce)

@@ -115,7 +115,8 @@ def test_batch_of_none(export):
 
 
 def test_device_elsewhere(export):
-    assert "on this machine only" in export("--target", "fake", "--device", "phone")
+    assert "is where --min-speedup measures" in export("--target", "fake", "--device", "phone")
+    assert "no device 'phone'" in export("--target", "fake", "--device", "phone", "--min-speedup", "1")
 
 
 @pytest.mark.parametrize(
