@@ -49,7 +49,7 @@ def test_float16_is_near_eager_and_half_as_large(engine, eager, images, schedule
     _, built = engine("coreai", schedule, "fp16")
     got, want = outputs(built, images), wanted(eager(schedule), images)
     assert got.dtype == np.float32
-    # 11 bits give 66 dB an operator; sums of some 40 of them. In single images rounding merges another, nearly equal, pair.
+    # 11 bits give 66 dB an operator; sums of some 40. In single images rounding merges another, nearly equal, pair
     assert np.median([decibel(one, its) for one, its in zip(got, want, strict=True)]) > 45
     assert np.abs(got - want).max() > EXACT * np.abs(want).max()
     sizes = [sum((e.folder / f).stat().st_size for f in e.files) for e in (built, engine("coreai", schedule)[1])]
