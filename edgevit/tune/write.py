@@ -138,6 +138,8 @@ def answer(study: Study) -> str:
             else "; no reduced one was tried yet"
         )
     speed = f"{f['ratio']:.2f} times as fast as dense {_base_name(study)}{_interval(f['ratio_ci95'], 2)}"
+    if study.base and winner.place == study.base.place:
+        speed = f"it is what all are compared with ({speed}: what measuring it twice differs by)"
     lines = [f"{text}. It is in `winner/`.", ""]
     lines.append(f"- Speed: {speed}, {f['median_ms']:.3g} ms, measured side by side on {f['meter']}.")
     lines.append(

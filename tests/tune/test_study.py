@@ -129,6 +129,15 @@ def test_where_reduction_gains_nothing_the_answer_is_not_to_reduce(asked, monkey
     assert outcome.result["best"]["schedule"] == "none"
     assert outcome.result["best"]["precision"] == "bf16"
     assert "Do not reduce" in outcome.summary
+    assert "is what all are compared with" not in outcome.summary
+
+
+def test_where_8_bits_gain_nothing_either_the_answer_is_dense_itself(asked, monkeypatch):
+    monkeypatch.setattr(FakeMeter, "MS_PER_POINT", 100.0)
+    monkeypatch.setattr(FakeMeter, "SPEED", dict.fromkeys(FakeMeter.SPEED, 0.5))
+    outcome = tune(asked(trials=2))
+    assert (outcome.result["best"]["schedule"], outcome.result["best"]["precision"]) == ("none", "fp32")
+    assert "is what all are compared with" in outcome.summary
 
 
 def test_where_nothing_is_fast_enough_it_ends_with_the_front(asked):
