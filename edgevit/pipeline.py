@@ -12,8 +12,8 @@ from edgevit.bundle import MANIFEST, REPORT, SCHEMA, Bundle, staged, write_json
 from edgevit.data import Dataset, read_dataset
 from edgevit.devices.config import LOCAL, find
 from edgevit.errors import EdgeVitError, GraphError, QuantError, RuntimeRefusal, ScheduleError
-from edgevit.load import load
 from edgevit.manifest import copy_labels, make_manifest
+from edgevit.model_settings import ModelSettings
 from edgevit.quant.scheme import OTHERS
 from edgevit.runtimes import runtime
 from edgevit.runtimes.cpu import unmeasured
@@ -34,10 +34,9 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportSettings:
+class ExportSettings(ModelSettings):
     """Everything `edgevit export` needs. Impossible combinations are refused before anything is loaded."""
 
-    model: str
     target: str
     out: Path
     reduce: str = "none"
@@ -46,15 +45,10 @@ class ExportSettings:
     eval: Path | None = None
     max_drop: float | None = None
     min_speedup: float | None = None
-    arch: str | None = None
-    input_size: tuple[int, int] | None = None
     batch: int = 1
-    preprocess: Path | None = None
     labels: Path | None = None
     device: str = LOCAL  # where min_speedup measures
     options: Mapping[str, str] = field(default_factory=dict)  # of the target
-    trust_pickle: bool = False
-    keep: tuple[float, ...] | None = None  # tokens, of a file that selects by masks
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -117,15 +111,7 @@ def export(settings: ExportSettings, progress: Progress = silent) -> Exported:
     evaluation = read_dataset(settings.eval) if settings.eval else None
     with staged(settings.out, settings.force) as folder:
         progress("load", 0, 0)
-        checkpoint = load(
-            settings.model,
-            arch=settings.arch,
-            preprocess=settings.preprocess,
-            input_size=settings.input_size,
-            trust_pickle=settings.trust_pickle,
-            keep=settings.keep,
-            calib=calib,
-        )
+        checkpoint = settings.load(calib)
         data = calib or evaluation
         road = prepare(checkpoint, target, precision, schedule, data, settings, progress)
         bundle = finish(road, folder, {}, progress)

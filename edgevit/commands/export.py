@@ -45,6 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, then say what came out and what to do next."""
+    from edgevit.model_settings import model_keywords
     from edgevit.pipeline import ExportSettings, export
     from edgevit.runtimes import runtime
 
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     target = runtime(arguments.target, options).name  # a misspelt target fails before anything is loaded
     out = arguments.out or Path(_default_name(arguments, target))
     settings = ExportSettings(
-        model=arguments.model,
+        **model_keywords(arguments),
         target=target,
         out=out,
         reduce=arguments.reduce,
@@ -61,15 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
         eval=arguments.eval,
         max_drop=arguments.max_drop,
         min_speedup=arguments.min_speedup,
-        arch=arguments.arch,
-        input_size=arguments.input_size,
         batch=arguments.batch,
-        preprocess=arguments.preprocess,
         labels=arguments.labels,
         device=arguments.device,
         options=options,
-        trust_pickle=arguments.trust_pickle,
-        keep=arguments.keep,
         force=arguments.force,
     )
     try:

@@ -85,20 +85,13 @@ def _bundle(path: Path) -> dict[str, Any]:
 def _model(arguments: argparse.Namespace) -> dict[str, Any]:
     from edgevit.adapters import adapt
     from edgevit.export.trace import trace, trace_checkpoint
-    from edgevit.load import load
+    from edgevit.model_settings import ModelSettings, model_keywords
     from edgevit.reduce import dense_macs, reduce
     from edgevit.stages import InputSpec
     from edgevit.tokens.schedule import parse_schedule
 
     schedule = parse_schedule(arguments.reduce)
-    checkpoint = load(
-        arguments.model,
-        arch=arguments.arch,
-        preprocess=arguments.preprocess,
-        input_size=arguments.input_size,
-        trust_pickle=arguments.trust_pickle,
-        keep=arguments.keep,
-    )
+    checkpoint = ModelSettings(**model_keywords(arguments)).load()
     inputs = InputSpec(1, *checkpoint.preprocess.size)
     found: dict[str, Any] = {"model": checkpoint.name, "arch": checkpoint.arch, "sha256": checkpoint.sha256}
     found["preprocess"] = checkpoint.preprocess.to_dict()

@@ -48,6 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Search, and say what won and why."""
+    from edgevit.model_settings import model_keywords
     from edgevit.runtimes import runtime
     from edgevit.tune.goal import Goal
     from edgevit.tune.run import tune
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         goal = Goal("pareto") if arguments.pareto else Goal("latency", arguments.latency)
     settings = TuneSettings(
-        model=arguments.model,
+        **model_keywords(arguments),
         target=runtime(arguments.target).name,
         calib=arguments.calib,
         eval=arguments.eval,
@@ -71,12 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         storage=arguments.storage,
         seed=arguments.seed,
         workers=arguments.workers,
-        arch=arguments.arch,
-        input_size=arguments.input_size,
         batch=arguments.batch,
-        preprocess=arguments.preprocess,
-        trust_pickle=arguments.trust_pickle,
-        keep=arguments.keep,
     )
     try:
         with progress() as show:

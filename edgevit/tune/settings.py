@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import EdgeVitError
+from edgevit.model_settings import ModelSettings, model_keywords
 from edgevit.pipeline import ExportSettings
 from edgevit.tune.goal import Goal
 
@@ -18,10 +19,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneSettings:
+class TuneSettings(ModelSettings):
     """Everything `edgevit tune` needs; impossible combinations are refused before anything is loaded."""
 
-    model: str
     target: str
     calib: Path
     eval: Path
@@ -34,12 +34,7 @@ class TuneSettings:
     storage: str | None = None  # None: SQLite in the folder
     seed: int = 0
     workers: int = 1
-    arch: str | None = None
-    input_size: tuple[int, int] | None = None
     batch: int = 1
-    preprocess: Path | None = None
-    trust_pickle: bool = False
-    keep: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.budget_s) and self.budget_s > 0):
@@ -70,19 +65,14 @@ class TuneSettings:
     def export(self, point: Point, out: Path) -> ExportSettings:
         """The export of one point."""
         return ExportSettings(
-            model=self.model,
+            **model_keywords(self),
             target=self.target,
             out=out,
             reduce=point.reduce,
             precision=point.precision,
             calib=self.calib,
-            arch=self.arch,
-            input_size=self.input_size,
             batch=self.batch,
-            preprocess=self.preprocess,
             options=point.options,
-            trust_pickle=self.trust_pickle,
-            keep=self.keep,
         )
 
     def command(self, point: Point, out: str) -> str:

@@ -13,7 +13,6 @@ from edgevit.bundle import Bundle, staged, write_json
 from edgevit.data import Dataset, read_dataset
 from edgevit.errors import EdgeVitError, UnsupportedModel
 from edgevit.evaluate import Evaluation, evaluate, scored
-from edgevit.load import load
 from edgevit.pipeline import Progress, finish, prepare, silent
 from edgevit.runtimes import runtime
 from edgevit.tokens.schedule import parse_schedule
@@ -67,15 +66,7 @@ class Workshop:
         self.search, self.holdout = split(settings)
         _apart(self.calib, "--calib", self.holdout, "--holdout" if settings.holdout else "the held back half of --eval")
         progress("load", 0, 0)
-        self.checkpoint = load(
-            settings.model,
-            arch=settings.arch,
-            preprocess=settings.preprocess,
-            input_size=settings.input_size,
-            trust_pickle=settings.trust_pickle,
-            keep=settings.keep,
-            calib=self.calib,
-        )
+        self.checkpoint = settings.load(self.calib)
         self.vit, why_not = self._adapted()
         self.space = space(self.vit, why_not, self.target)
         self.turns = Turns(settings.out)
