@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
-from importlib import resources
 from pathlib import Path
 
+from edgevit.bundle import staged
 from edgevit.devices.ios_usb import BUNDLE
+from edgevit.embed.base import template, write_text
 from edgevit.errors import MeasureError
 
 TEMPLATES = "edgevit.runner_ios"
@@ -20,7 +19,7 @@ TEAM = re.compile(r"[A-Z0-9]{10}|")
 def write_app(folder: Path, app: str, team: str = "") -> Path:
     """Write the project below `folder` and return it. app: the bundle identifier; team: of a developer account.
 
-    Raises MeasureError where one of them is none, or something is there already.
+    Raises MeasureError: one of them is none, or something is there already; BundleError: it cannot be written.
     """
     if not BUNDLE.fullmatch(app):
         raise MeasureError(f"app={app!r} is no bundle identifier, as com.example.runner")
@@ -29,24 +28,8 @@ def write_app(folder: Path, app: str, team: str = "") -> Path:
     project = folder / PROJECT
     if project.exists():
         raise MeasureError(f"{project} is there already: remove it, or write elsewhere")
-    marks = {"@APP@": app, "@TEAM@": team}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=".runner-", dir=folder))
-    except OSError as error:
-        raise MeasureError(f"{folder} cannot be written to ({error.strerror})") from error
-    try:
+    with staged(project, force=False, what="project") as part:
         for name in ("Package.swift", "Info.plist", *SOURCES):
-            text = resources.files(TEMPLATES).joinpath(name).read_text(encoding="utf-8")
-            for mark, value in marks.items():
-                text = text.replace(mark, value)
-            path = part / ("Sources" if name in SOURCES else "") / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8", newline="\n")
-        part.chmod(0o755)
-        part.rename(project)
-    except OSError as error:
-        raise MeasureError(f"{project} cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            place = part / "Sources" / name if name in SOURCES else part / name
+            write_text(place, template(TEMPLATES, name, APP=app, TEAM=team))
     return project

@@ -133,11 +133,11 @@ def _reach(device: Device, arguments: argparse.Namespace) -> int:
 
 def _ask_app(device: Device, arguments: argparse.Namespace) -> int:
     """An iPhone: what its runner app says."""
-    from edgevit.devices.in_app import held
+    from edgevit.devices.in_app import HOT, held
 
     with held(device, ()) as session:
         about, facts, fake = session.device(), session.facts, session.fake
-    texts = [f"it is {facts['thermal']}: let it cool"] if facts.get("thermal") in ("serious", "critical") else []
+    texts = [f"it is {facts['thermal']}: let it cool"] if facts.get("thermal") in HOT else []
     if arguments.json:
         print_json({"device": about, "app": facts, "fake": fake, "findings": texts})
         return 0

@@ -46,9 +46,12 @@ def check_filter(app: str, bundle: Bundle) -> None:
         )
 
 
-def template(package: str, name: str) -> str:
-    """Text of a template."""
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
+def template(package: str, name: str, **marks: str) -> str:
+    """Text of a template; `@NAME@` in it becomes the value given as NAME."""
+    text = resources.files(package).joinpath(name).read_text(encoding="utf-8")
+    for mark, value in marks.items():
+        text = text.replace(f"@{mark}@", value)
+    return text
 
 
 def write_text(path: Path, text: str) -> None:

@@ -37,10 +37,7 @@ class Cpp:
         for name in sources:
             write_text(folder / "src" / name, template(TEMPLATES, name))
         write_text(folder / "test" / "golden_test.cpp", template(TEMPLATES, "golden_test.cpp"))
-        write_text(
-            folder / "CMakeLists.txt",
-            template(TEMPLATES, "CMakeLists.txt").replace("@TARGET@", target).replace("@KEY@", key or ""),
-        )
+        write_text(folder / "CMakeLists.txt", template(TEMPLATES, "CMakeLists.txt", TARGET=target, KEY=key or ""))
         version = "10 or later" if target == "trt" else bundle.manifest["runtime"]["version"].split("-")[0]
         runtime = f"{RUNTIMES[target]} {version}"
         write_readme(TEMPLATES, bundle, folder, configure=CONFIGURE[target], runtime=runtime)

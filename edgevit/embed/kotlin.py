@@ -39,7 +39,7 @@ class Kotlin:
         dependency = f"{LIBRARIES[target]}:{bundle.manifest['runtime']['version'].split('+')[0]}"
         signed = f'val KEY: String? = "{key}"' if key else UNSIGNED
         for name, place in {**PLACES, f"Engine_{target}.kt": f"{MAIN}/Engine.kt"}.items():
-            text = template(TEMPLATES, name).replace("@DEPENDENCY@", dependency).replace(UNSIGNED, signed)
+            text = template(TEMPLATES, name, DEPENDENCY=dependency).replace(UNSIGNED, signed)
             write_text(folder / place, text)
         write_readme(TEMPLATES, bundle, folder, dependency=dependency)
 

@@ -38,12 +38,8 @@ class Swift:
         """Sources, sample, test and README."""
         check_filter(self.name, bundle)
         target = bundle.manifest["target"]
-        given = {"@KEY@": key or "", "@PLATFORMS@": PLATFORMS[target]}
         for name, place in {**PLACES, f"Engine_{target}.swift": "Sources/Classifier/Engine.swift"}.items():
-            text = template(TEMPLATES, name)
-            for mark, value in given.items():
-                text = text.replace(mark, value)
-            write_text(folder / place, text)
+            write_text(folder / place, template(TEMPLATES, name, KEY=key or "", PLATFORMS=PLATFORMS[target]))
         write_readme(TEMPLATES, bundle, folder, runtime=RUNTIMES[target])
 
     def runtime_bytes(self, bundle: Bundle) -> int | None:

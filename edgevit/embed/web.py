@@ -37,8 +37,7 @@ class Web:
         served += [f"{BUNDLE}/{SIGNATURE}"] if key else []
         files = json.dumps({name: sha256_file(folder / name) for name in served}, indent=2)
         cache = f"classifier-{hashlib.sha256(files.encode()).hexdigest()[:16]}"
-        worker = template(TEMPLATES, "sw.js").replace("@FILES@", files).replace("@CACHE@", cache)
-        write_text(folder / "sw.js", worker.replace("@KEY@", key or ""))
+        write_text(folder / "sw.js", template(TEMPLATES, "sw.js", FILES=files, CACHE=cache, KEY=key or ""))
         write_readme(TEMPLATES, bundle, folder)
 
     def runtime_bytes(self, bundle: Bundle) -> int | None:
