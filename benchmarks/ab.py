@@ -5,11 +5,12 @@
 Three demonstrations on this machine, in ONNX Runtime, with random weights (time does not depend on them):
 
     A/A       one engine against its own copy: the 95 % interval of the speedup excludes 1 at most twice in 20
-    A/B       against a model with one small block more, about 5 %: found, and its direction, 18 times in 20
+    A/B       against a model with one small block more, about 5 %: the interval excludes 1, below it, 18 times in 20
     overhead  a bare onnxruntime loop beside it, in turns: medians within 2 %
 
-Each repetition is a line of JSON in DIR/ab.jsonl; the summary is printed. Exit 1 where one does not hold. Only on a
-machine with nothing else running: it takes some 2 minutes a repetition with the defaults.
+Each repetition is a line of JSON in DIR/ab.jsonl, and the same command goes on behind them; the summary is printed.
+Exit 1 where one does not hold. Only on a machine with nothing else running: it takes some 2 minutes a repetition with
+the defaults.
 """
 
 from __future__ import annotations
@@ -126,11 +127,12 @@ def main() -> int:
     base, more = build(arguments.out, DEPTH), build(arguments.out, DEPTH + 1)
     copy = arguments.out / "copy.onnx"
     shutil.copyfile(base, copy)
-    rows = []
-    for number in range(arguments.repetitions):
+    path = arguments.out / "ab.jsonl"
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    for number in range(len(rows), arguments.repetitions):
         row = {"repetition": number, "aa": compare(base, copy, plan), "ab": compare(base, more, plan)}
         rows.append(row | {"overhead": overhead(base, BenchPlan(rounds=2, threads=arguments.threads))})
-        with open(arguments.out / "ab.jsonl", "a", encoding="utf-8") as stream:
+        with path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(rows[-1]) + "\n")
     return judge(rows)
 
@@ -138,11 +140,13 @@ def main() -> int:
 def judge(rows: list[dict[str, Any]]) -> int:
     """Print what was found; 1 where something does not hold."""
     false = sum(row["aa"]["excludes_1"] for row in rows)
-    found = sum(bool(row["ab"]["differs"]) and row["ab"]["ratio"] < 1 for row in rows)
+    found = sum(row["ab"]["excludes_1"] and row["ab"]["ratio"] < 1 for row in rows)
+    clear = sum(bool(row["ab"]["differs"]) for row in rows)
     added = median(row["overhead"]["overhead"] for row in rows)
     effect = 1 / median(row["ab"]["ratio"] for row in rows) - 1
     print(f"A/A: {false} of {len(rows)} intervals exclude 1 (at most {MOST_FALSE:.0%})")
     print(f"A/B: {found} of {len(rows)} found (at least {LEAST_FOUND:.0%}); the effect is {effect:.1%}")
+    print(f"     {clear} of {len(rows)} above the noise floor too, which `profile` asks for before it says `differs`")
     print(f"overhead: {added:+.2%} against a bare loop (within {OVERHEAD:.0%})")
     holds = false <= MOST_FALSE * len(rows) and found >= LEAST_FOUND * len(rows) and abs(added) <= OVERHEAD
     return 0 if holds else 1
