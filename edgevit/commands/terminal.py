@@ -8,16 +8,21 @@ import csv
 import io
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from edgevit.commands.pace import Clock, Pace, left_text
+
 Progress = Callable[[str, int, int], None]
 MOST_TOKENS = 1_000_000
+EVERY_S = 30.0
+"""Between two plain lines of one stage."""
 
 
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
-    """A progress display on standard error: a live line on a terminal, one plain line per stage elsewhere."""
+    """A progress display on standard error: a live line on a terminal, plain lines elsewhere; both say what is left."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
@@ -32,27 +37,40 @@ def progress() -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
     )
     with Bar(*columns, console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
+        paces: dict[str, Pace] = {}
 
         def show(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 for task in tasks.values():
                     bar.update(task, visible=False)
-                tasks[what] = bar.add_task(what, total=total or None)
-            bar.update(tasks[what], completed=done, total=total or None, visible=True)
+                tasks[what], paces[what] = bar.add_task(what, total=total or None, left=""), Pace()
+            left = left_text(paces[what].left_s(done, total))
+            bar.update(tasks[what], completed=done, total=total or None, visible=True, left=left)
 
         yield show
 
 
-def _plain() -> Progress:
-    seen: set[str] = set()
+def _plain(clock: Clock = time.monotonic) -> Progress:
+    """A line where a stage begins, and every EVERY_S one with what is left of it."""
+    paces: dict[str, Pace] = {}
+    said: dict[str, float] = {}
 
     def show(what: str, done: int, total: int) -> None:
-        if what not in seen:
-            seen.add(what)
-            print(f"edgevit: {what}" + (f" ({total})" if total else ""), file=sys.stderr)
+        text = f"edgevit: {what}" + (f" ({total})" if total else "")
+        if what in paces:
+            left = left_text(paces[what].left_s(done, total))
+            if not left or done >= total or clock() - said[what] < EVERY_S:
+                return
+            text = f"edgevit: {what}: {done} of {total}, {left}"
+        else:
+            paces[what] = Pace(clock)
+            paces[what].left_s(done, total)
+        said[what] = clock()
+        print(text, file=sys.stderr)
 
     return show
 
