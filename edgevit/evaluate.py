@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgevit.bundle import Bundle
-from edgevit.data import Dataset
+from edgevit.data import Dataset, Progress
 from edgevit.errors import DataError
 from edgevit.runtimes import runtime
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgevit.preprocess import Preprocess
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

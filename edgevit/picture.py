@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import ScheduleError
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image, ImageDraw
 
+    from edgevit.data import ImageFile
     from edgevit.preprocess import Preprocess
     from edgevit.reduced_vit import ReducedVit
 
@@ -124,7 +124,7 @@ def legend(history: TokenHistory) -> str:
 
 
 def draw_file(
-    file: Path, preprocess: Preprocess, module: ReducedVit, grid: tuple[int, int]
+    file: ImageFile, preprocess: Preprocess, module: ReducedVit, grid: tuple[int, int]
 ) -> tuple[Image.Image, TokenHistory]:
     """The row of panels of one image file, as the model sees it, and what happened to its tokens."""
     import torch

@@ -54,8 +54,8 @@ class ExportSettings(ModelSettings):
     def __post_init__(self) -> None:
         if self.precision and (self.precision.startswith("int8") or self.precision in OTHERS) and self.calib is None:
             raise QuantError(
-                f"{self.precision} needs calibration images: pass --calib DATA (a CSV with file,label or an image "
-                "folder; 100 or more images like the ones it will see)"
+                f"{self.precision} needs calibration images: pass --calib DATA (a CSV with file,label, an image "
+                "folder or .tar shards; 100 or more images like the ones it will see)"
             )
         if self.max_drop is not None and self.eval is None:
             raise EdgeVitError("--max-drop compares accuracy, so it needs --eval DATA")
@@ -107,8 +107,8 @@ def export(settings: ExportSettings, progress: Progress = silent) -> Exported:
         raise ScheduleError(
             f"{schedule} is searched on calibration images: pass --calib DATA (100 or more; labels are not read)"
         )
-    calib = read_dataset(settings.calib) if settings.calib else None
-    evaluation = read_dataset(settings.eval) if settings.eval else None
+    calib = read_dataset(settings.calib, progress) if settings.calib else None
+    evaluation = read_dataset(settings.eval, progress) if settings.eval else None
     with staged(settings.out, settings.force) as folder:
         progress("load", 0, 0)
         checkpoint = settings.load(calib)

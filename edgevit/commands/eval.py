@@ -12,7 +12,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of eval."""
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="what export wrote")
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DATA", help="CSV with file,label, or class folders"
+        "--data", type=Path, required=True, metavar="DATA", help="CSV with file,label, class folders, or .tar shards"
     )
     parser.add_argument("--against", type=Path, metavar="BUNDLE", help="compare on the same images")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -26,8 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     bundles = [Bundle.load(path) for path in arguments.bundles]
     against = Bundle.load(arguments.against) if arguments.against else None
-    data = read_dataset(arguments.data)
     with progress() as show:
+        data = read_dataset(arguments.data, show)
         results = [evaluate(b, data, show) for b in bundles]
         baseline = evaluate(against, data, show) if against else None
     compared = [{"result": r.bundle, **compare(r, baseline)} for r in results] if baseline else []

@@ -31,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--fp16", dest="precision", action="store_const", const="fp16", help="where the target has it"
     )
     precision.add_argument("--precision", dest="precision", metavar="P", help="fp32, bf16, int8, int8+bf16, ...")
-    parser.add_argument("--calib", type=Path, metavar="DATA", help="calibration images (CSV or folder)")
+    parser.add_argument("--calib", type=Path, metavar="DATA", help="calibration images")
     parser.add_argument("--eval", type=Path, metavar="DATA", help="labelled images: accuracy beside the dense baseline")
     parser.add_argument("--max-drop", type=float, metavar="POINTS", help="exit 3 if accuracy drops more than this")
     parser.add_argument("--min-speedup", type=float, metavar="X", help="exit 3 unless this much faster than dense fp32")

@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="local", metavar="NAME", help="where latency is measured: `edgevit devices`"
     )
-    parser.add_argument("--calib", type=Path, required=True, metavar="DATA", help="calibration images (CSV or folder)")
+    parser.add_argument("--calib", type=Path, required=True, metavar="DATA", help="calibration images")
     parser.add_argument("--eval", type=Path, required=True, metavar="DATA", help="labelled images; half are held back")
     parser.add_argument("--holdout", type=Path, metavar="DATA", help="other labelled images to hold back instead")
     goal = parser.add_mutually_exclusive_group(required=True)

@@ -62,8 +62,8 @@ class Workshop:
         self.target.version()
         if not self.target.runner and meter.local:
             raise EdgeVitError(f"edgevit tune measures, and this machine cannot time {self.target.name}")
-        self.calib = read_dataset(settings.calib)
-        self.search, self.holdout = split(settings)
+        self.calib = read_dataset(settings.calib, progress)
+        self.search, self.holdout = split(settings, progress)
         _apart(self.calib, "--calib", self.holdout, "--holdout" if settings.holdout else "the held back half of --eval")
         progress("load", 0, 0)
         self.checkpoint = settings.load(self.calib)
@@ -165,14 +165,14 @@ class Workshop:
         return Paired(lost, won, images, worse)
 
 
-def split(settings: TuneSettings) -> tuple[Dataset, Dataset]:
+def split(settings: TuneSettings, progress: Progress = silent) -> tuple[Dataset, Dataset]:
     """Images of the search, and images that it never sees. Raises EdgeVitError.
 
     Without --holdout, --eval is halved: first and second half; where it comes in class order, every second image.
     """
-    data = read_dataset(settings.eval)
+    data = read_dataset(settings.eval, progress)
     if settings.holdout:
-        other = read_dataset(settings.holdout)
+        other = read_dataset(settings.holdout, progress)
         _apart(data, "--eval", other, "--holdout")
         return data, other
     if len(data) < 2:
