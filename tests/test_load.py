@@ -325,6 +325,15 @@ def test_dynamic_program(refused, tmp_path):
     assert "export it again with static" in refused(*export("model.pt2"))
 
 
+def test_program_of_a_batch_is_exported_with_it(cli, tmp_path):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10))
+    torch.export.save(torch.export.export(model.eval(), (torch.zeros(4, 3, 8, 8),)), tmp_path / "model.pt2")
+    assert cli(*export("model.pt2", "--batch", 4)).code == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["input"]["shape"] == [4, 3, 8, 8]
+    assert manifest["schedule"]["macs"]["dense"] == 3 * 8 * 8 * 10  # of one image
+
+
 @pytest.mark.parametrize("keep", [0, 10, 0.3, 0.9])
 def test_truncated_program(refused, tmp_path, program_file, keep):
     data = program_file.read_bytes()
