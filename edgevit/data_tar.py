@@ -12,18 +12,18 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from edgevit.errors import DataError
 
 SUFFIX = ".tar"
 RANGE = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", re.DOTALL)
-NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
 LABEL_BYTES = 32
 """A label is a number; a longer member is none."""
 TAR_ERRORS = (tarfile.TarError, OSError, ValueError, LookupError, OverflowError, RecursionError, MemoryError)
-"""What tarfile raises on damaged headers, each seen from one of them or named in its source."""
+"""What tarfile raises on damaged and hostile headers."""
 
 
 class Member(NamedTuple):
@@ -76,17 +76,18 @@ def index(shard: Path, suffixes: set[str]) -> list[tuple[Member, int]]:
     """Image and label of every sample, in the order of the shard. Raises DataError, with shard and member."""
     images: dict[str, Member] = {}
     labels: dict[str, int] = {}
-    for info, tar in _members(shard):
+    for info, stream in _members(shard):
         parts = NAME.fullmatch(info.name)
         key, kind = parts.groups() if parts else ("", "")
-        if f".{kind.lower()}" in suffixes:
+        kind = kind.lower()
+        if f".{kind}" in suffixes:
             if key in images:
                 raise DataError(f"{shard}: {info.name} is a second image of the key {key}")
             images[key] = Member(shard, info.name, info.offset_data, info.size)
         elif kind == "cls":
             if key in labels:
                 raise DataError(f"{shard}: {info.name} is a second label of the key {key}")
-            labels[key] = _label(shard, info, tar)
+            labels[key] = _label(shard, info, stream)
     if not images:
         raise DataError(f"{shard} holds no images (expected KEY.jpg or the like, and KEY.cls with its label)")
     for key, image in images.items():
@@ -98,23 +99,23 @@ def index(shard: Path, suffixes: set[str]) -> list[tuple[Member, int]]:
     return [(image, labels[key]) for key, image in images.items()]
 
 
-def _members(shard: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+def _members(shard: Path) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
     """Regular members, of which none is kept; a shard that ends early, or holds anything else, is an error."""
     last = "its start"
     try:
-        length = os.stat(shard).st_size
-        with tarfile.open(shard, "r:") as tar:
-            offset = -1  # a negative size would lead back
+        with shard.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            length, offset = os.fstat(stream.fileno()).st_size, -1
             while (info := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
                 _check(shard, info)
                 last = info.name
-                if info.offset <= offset or info.offset_data + info.size > length:
+                end = info.offset_data + info.size
+                if info.size < 0 or info.offset <= offset or end > length:  # a negative size would lead back
                     raise DataError(f"{shard}: {last} does not end within the file; copy the shard again")
                 offset = info.offset
                 if info.isreg():
-                    yield info, tar
-            _check_end(shard, last, tar)
+                    yield info, stream
+            _check_end(shard, last, stream, tar.offset)
     except FileNotFoundError as error:
         raise DataError(f"{shard} does not exist") from error
     except TAR_ERRORS as error:
@@ -122,11 +123,9 @@ def _members(shard: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
         raise DataError(f"{shard} cannot be read as a plain tar after {last} ({reason})") from error
 
 
-def _check_end(shard: Path, last: str, tar: tarfile.TarFile) -> None:
+def _check_end(shard: Path, last: str, stream: BinaryIO, offset: int) -> None:
     """Zeros, which tarfile does not ask for: it takes whatever is no header for the end."""
-    stream = tar.fileobj
-    assert stream is not None
-    stream.seek(tar.offset)
+    stream.seek(offset)
     block = stream.read(tarfile.BLOCKSIZE)
     whole = len(block) == tarfile.BLOCKSIZE
     while block and whole:
@@ -140,17 +139,17 @@ def _check(shard: Path, info: tarfile.TarInfo) -> None:
     """Names for people, and bytes that lie where the header says."""
     if not info.name.isprintable():
         raise DataError(f"{shard}: the name {info.name!r} cannot be printed; rename the member")
-    if info.name.startswith("/") or ".." in PurePosixPath(info.name).parts:
+    if info.name.startswith("/") or ".." in info.name.split("/"):
         raise DataError(f"{shard}: {info.name} leaves the shard; names must be relative, without ..")
     if not (info.isreg() or info.isdir()) or info.issparse():
         raise DataError(f"{shard}: {info.name} is a link, a device or a sparse file; shards hold plain files")
 
 
-def _label(shard: Path, info: tarfile.TarInfo, tar: tarfile.TarFile) -> int:
+def _label(shard: Path, info: tarfile.TarInfo, stream: BinaryIO) -> int:
     if info.size > LABEL_BYTES:
         raise DataError(f"{shard}: {info.name} holds {info.size} bytes, which is not a whole number")
-    stream = tar.extractfile(info)
-    text = stream.read() if stream else b""
+    stream.seek(info.offset_data)  # tarfile finds its way back
+    text = stream.read(info.size)
     try:
         return int(text)
     except ValueError as error:

@@ -181,6 +181,15 @@ def test_a_negative_size_does_not_lead_back(tmp_path):
         index(path, IMAGE_SUFFIXES)
 
 
+@pytest.mark.parametrize(("count", "size"), [(5000, 0), (1, 1 << 40)])
+def test_a_chain_of_long_names_or_one_without_end_is_refused(tmp_path, count, size):
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, size
+    (tmp_path / "bad.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) * count + bytes(1024))
+    with pytest.raises(DataError, match=r"bad\.tar cannot be read as a plain tar after its start"):
+        index(tmp_path / "bad.tar", IMAGE_SUFFIXES)
+
+
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
