@@ -31,6 +31,7 @@ REPORTED = (
     *("INFERENCE_NUM_THREADS", "NUM_STREAMS", "INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT"),
     "EXECUTION_DEVICES",
 )
+CAPABILITY = {"bf16": "BF16", "f16": "FP16"}  # a hint that the CPU lacks would be computed in float32, silently
 
 
 def runtime() -> Any:
@@ -51,6 +52,10 @@ def read_config(job: dict[str, Any]) -> dict[str, str]:
         raise RuntimeError(f"unknown options {sorted(options)}; known: threads, config")
     if threads:
         config["INFERENCE_NUM_THREADS"] = str(threads)
+    wanted = CAPABILITY.get(config.get("INFERENCE_PRECISION_HINT", ""))
+    capable = runtime().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") if wanted else ()
+    if wanted and wanted not in capable:
+        raise RuntimeError(f"the engine computes in {wanted}, this CPU in {', '.join(capable)}; export it in fp32")
     return config
 
 

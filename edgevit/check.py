@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgevit.data import Dataset, open_image
 from edgevit.errors import BundleError
 from edgevit.preprocess import Preprocess
-from edgevit.runtimes.base import Runtime
+from edgevit.runtimes.base import Runtime, seen
 from edgevit.stages import Engine
 
 if TYPE_CHECKING:
@@ -122,9 +122,10 @@ def _judge(
     noise = float(np.square(flat_have - flat_want).mean())
     decibel = 10 * np.log10(max(float(np.square(flat_want).mean()), 1e-30) / max(noise, 1e-30))
     tolerance = target.policy.tolerance[precision]
+    here = seen(target, precision)
     result = {
-        "by": target.checked_by,
-        "unverified": list(target.unverified),
+        "by": here.by,
+        "unverified": list(here.unverified),
         "max_abs_diff": float(difference.max()),
         "relative_diff": float(difference.max()) / scale,
         "reference": "eager fp32",

@@ -12,6 +12,7 @@ from edgevit.bundle import Bundle
 from edgevit.data import Dataset, Progress
 from edgevit.errors import DataError
 from edgevit.runtimes import runtime
+from edgevit.runtimes.base import seen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions of one bundle: `ranks[i]` is the place of the true label among the outputs (0 = top-1)."""
+    """Predictions of one bundle: `ranks[i]` is the place of the true label among the outputs (0 = top-1).
+
+    by: what ran here. unverified: what the device may do otherwise, where that was not the engine itself.
+    """
 
     bundle: str
     predicted: tuple[int, ...]
     ranks: tuple[int, ...]
     seconds: float
+    by: str = ""
+    unverified: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -55,6 +61,8 @@ class Evaluation:
             "top5": self._within(5),
             "seconds": self.seconds,
             "top1_se": self.top1_se,
+            "by": self.by,
+            "unverified": list(self.unverified),
         }
 
 
@@ -62,7 +70,8 @@ def evaluate(bundle: Bundle, data: Dataset, progress: Progress | None = None) ->
     """Run a bundle's engine over labelled images with its own preprocessing. Raises DataError, RuntimeRefusal."""
     _check_classifier(bundle)
     data.check_labels(bundle.classes)
-    session = runtime(bundle.manifest["target"]).open(bundle.engine)
+    target, precision = runtime(bundle.manifest["target"]), bundle.engine.precision
+    session = target.open(bundle.engine)
     batch = bundle.engine.inputs.batch
     predicted: list[int] = []
     ranks: list[int] = []
@@ -72,7 +81,9 @@ def evaluate(bundle: Bundle, data: Dataset, progress: Progress | None = None) ->
         ranks.append(place)
         if progress and (len(ranks) % batch == 0 or len(ranks) == len(data)):
             progress(f"evaluate {bundle.name}", len(ranks), len(data))
-    return Evaluation(bundle.name, tuple(predicted), tuple(ranks), time.perf_counter() - started)
+    seconds, here = time.perf_counter() - started, seen(target, precision)
+    unverified = here.unverified if target.runs_here(precision) else ()
+    return Evaluation(bundle.name, tuple(predicted), tuple(ranks), seconds, here.by, unverified)
 
 
 def scored(

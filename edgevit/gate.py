@@ -61,7 +61,7 @@ class _Trials:
         row: dict[str, Any] = {"float": what}
         if self.data and self.theirs:
             ours = evaluate(bundle, self.data, self.progress)
-            row |= {"top1": ours.top1, "images": ours.images, "drop": self.theirs.top1 - ours.top1}
+            row |= {"top1": ours.top1, "images": ours.images, "drop": self.theirs.top1 - ours.top1, "by": ours.by}
             row |= {"against": compare(ours, self.theirs)}
         self.rows.append(row)
         return row

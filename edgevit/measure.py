@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgevit.bundle import Bundle
 from edgevit.devices.plan import IN_APP, Job
 from edgevit.errors import MeasureError
 from edgevit.runtimes import runtime
+
+if TYPE_CHECKING:
+    from edgevit.runtimes.base import Runtime
 
 BUILT_THERE = {"trt": ("trtexec", "model.onnx")}
 """Targets whose engine a device builds: the runner that does, and the file it builds from."""
@@ -26,6 +29,8 @@ def job(bundle: Bundle, name: str | None = None, there: bool = False) -> Job:
     runner = target.name if there and target.name in IN_APP else target.runner
     if not runner:
         raise MeasureError(f"{bundle.name}: this machine cannot time {target.name}: {target.runs_here()}")
+    if not there:
+        check_times_here(target, engine.precision, bundle.name)
     return Job(
         bundle=name or bundle.name,
         runner=runner,
@@ -36,6 +41,16 @@ def job(bundle: Bundle, name: str | None = None, there: bool = False) -> Job:
         folder=bundle.folder,
         files=bundle.manifest["files"],
     )
+
+
+def check_times_here(target: Runtime, precision: str, name: str) -> None:
+    """See that this machine computes a precision as the engine is meant to. Raises MeasureError."""
+    reason = target.runs_here(precision) if precision in target.policy.elsewhere else None
+    if reason:
+        raise MeasureError(
+            f"{name}: this machine cannot time {target.name} {precision}: {reason}; give --device NAME of one that "
+            "does, or export in fp32"
+        )
 
 
 def check_kind(bundle: Bundle, kind: str) -> None:

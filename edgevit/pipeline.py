@@ -13,6 +13,7 @@ from edgevit.data import Dataset, read_dataset
 from edgevit.devices.config import LOCAL, find
 from edgevit.errors import EdgeVitError, GraphError, QuantError, RuntimeRefusal, ScheduleError
 from edgevit.manifest import copy_labels, make_manifest
+from edgevit.measure import check_times_here
 from edgevit.model_settings import ModelSettings
 from edgevit.quant.scheme import OTHERS
 from edgevit.runtimes import runtime
@@ -102,6 +103,8 @@ def export(settings: ExportSettings, progress: Progress = silent) -> Exported:
     if settings.device != LOCAL:
         find(settings.device)  # a name that is none ends here, not after the build
     precision = resolved(target, settings.precision)
+    if settings.min_speedup is not None and settings.device == LOCAL:
+        check_times_here(target, precision, "--min-speedup")
     schedule = parse_schedule(settings.reduce)
     if schedule.is_auto and settings.calib is None:
         raise ScheduleError(

@@ -139,6 +139,11 @@ class _Halves:
         return name in INTERNAL or all(v == 0 or SMALLEST <= abs(v) <= LARGEST or math.isinf(v) for v in scalars)
 
 
+def single(module: GraphModule) -> set[str]:
+    """Names of the operators that stay float32 for what they are, for a compiler that casts by itself."""
+    return {node.name for node in _single(module, Flow(module), STATISTICS)}
+
+
 def _single(module: GraphModule, flow: Flow, named: set[str]) -> set[Node]:
     """Nodes that stay float32 for what they are: decisions, statistics, quotients."""
     names = deciding(module)

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from edgevit.tokens.lowering import Lowering
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the numeric check has seen of an engine. by: what `open` ran. unverified: what only the device can tell."""
+
+    by: str
+    unverified: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """What a target wants from the common road, as data.
@@ -30,6 +38,8 @@ class Policy:
         decompose the fused operator anyhow; else the class token's row is computed again beside the fused kernel.
     tolerance: per precision, the largest difference from eager float32 on real images, relative to the largest output;
         None where only agreement can be judged (8 bits). Each with its reason beside it.
+    elsewhere: precisions that are built also where this machine does not compute them, for one that does: what is seen
+        of them here then.
     """
 
     precisions: tuple[str, ...]
@@ -42,6 +52,7 @@ class Policy:
     forms: tuple[str, ...] = ()
     explicit: bool = False
     tolerance: dict[str, float | None]
+    elsewhere: Mapping[str, Seen] = field(default_factory=dict)
 
     def quantizes(self, precision: str) -> QuantScheme | None:
         """The scheme of a precision; None where nothing becomes an integer."""
@@ -81,8 +92,8 @@ class Runtime(Protocol):
     def resolve(self, precision: str) -> str:
         """The exact precision that a short name means on this machine (`int8` → `int8+bf16`)."""
 
-    def runs_here(self) -> str | None:
-        """None where this machine runs the engine itself, else why not."""
+    def runs_here(self, precision: str = "") -> str | None:
+        """None where this machine runs the engine itself, else why not. precision: of one engine, where it matters."""
 
     def refuses(self, graph: Graph) -> list[Refusal]:
         """Nodes of the program this target cannot take, each with the reason; empty when it can."""
@@ -92,3 +103,11 @@ class Runtime(Protocol):
 
     def open(self, engine: Engine, threads: int | None = None) -> Session:
         """Load what was written and be ready to run it, by `checked_by`. Raises RuntimeRefusal, MissingExtra."""
+
+
+def seen(target: Runtime, precision: str) -> Seen:
+    """What `open` runs of such an engine on this machine, and what that leaves for the device to tell."""
+    other = target.policy.elsewhere.get(precision)
+    if other and target.runs_here(precision):
+        return other
+    return Seen(target.checked_by, target.unverified)

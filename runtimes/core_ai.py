@@ -67,7 +67,7 @@ class CoreAi:
         _coreai_torch()
         return f"{version('coreai-torch')} (coreai-core {version('coreai-core')})"
 
-    def runs_here(self) -> str | None:
+    def runs_here(self, precision: str = "") -> str | None:
         """It builds and checks here; speed is the device's alone."""
         return "Core AI runs on iOS and macOS 27; the runtime on this machine checks numbers and says nothing of speed"
 

@@ -77,7 +77,7 @@ class CoreMl:
             raise RuntimeRefusal("int8 activations need iOS17, and deployment is iOS16; use w8, or deployment=iOS17")
         return precision
 
-    def runs_here(self) -> str | None:
+    def runs_here(self, precision: str = "") -> str | None:
         """Never: what times it is an app on the device."""
         return "ML Programs run on Apple devices only; measure the bundle in an app there"
 

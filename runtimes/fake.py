@@ -40,7 +40,7 @@ class Fake:
         """Names are exact already."""
         return precision
 
-    def runs_here(self) -> str | None:
+    def runs_here(self, precision: str = "") -> str | None:
         """It does."""
         return None
 

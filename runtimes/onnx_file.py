@@ -54,7 +54,7 @@ class OnnxFile:
         """Names are exact already."""
         return precision
 
-    def runs_here(self) -> str | None:
+    def runs_here(self, precision: str = "") -> str | None:
         """It does."""
         return None
 

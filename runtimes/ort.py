@@ -77,7 +77,7 @@ class Ort:
             return precision
         return "int8+s8" if is_arm() else "int8" if has_wide_sums() else "int8+w7"
 
-    def runs_here(self) -> str | None:
+    def runs_here(self, precision: str = "") -> str | None:
         """It does."""
         return None
 

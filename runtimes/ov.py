@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgevit.errors import RuntimeRefusal, missing_extra
 from edgevit.quant.policies import POLICIES
 from edgevit.quiet import quiet
-from edgevit.runtimes.base import Policy, Session
+from edgevit.runtimes.base import Policy, Seen, Session
 from edgevit.runtimes.cpu import has_wide_sums, is_arm
 from edgevit.stages import Engine, Graph, QuantizedGraph, Refusal
 
@@ -23,6 +23,12 @@ CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 # Left to itself the plugin rounds the inputs of 4-bit weights to 8 bits, group by group.
 EXTRA = {"w4": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}}
 LATENCY = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+ELSEWHERE = {
+    "fp16": Seen(
+        "the engine, in OpenVINO on this CPU: float16 weights, float32 arithmetic (this CPU has no float16)",
+        ("float16 arithmetic: this CPU has none, and the device's rounds at every operator", "latency"),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class OpenVino:
             "int8+bf16": None,
             "w4": None,
         },
+        elsewhere=ELSEWHERE,
     )
 
     def version(self) -> str:
@@ -74,27 +81,34 @@ class OpenVino:
 
         On an x86 CPU whose 8-bit sums saturate, weights have 7 bits; a bundle for another machine names its own.
         """
-        capable = set(_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         if precision == "int8":
-            return "int8+bf16" if "BF16" in capable else "int8+fp32" if is_arm() or has_wide_sums() else "int8+w7"
-        wanted = CAPABILITY[_hint(precision)]
-        if wanted not in capable:
-            raise RuntimeRefusal(f"this CPU does not compute {wanted} (it has {', '.join(sorted(capable))}); use fp32")
+            return "int8+bf16" if "BF16" in _capable() else "int8+fp32" if is_arm() or has_wide_sums() else "int8+w7"
+        reason = None if precision in self.policy.elsewhere else self.runs_here(precision)
+        if reason:
+            raise RuntimeRefusal(f"{reason}; use fp32")
         return precision
 
-    def runs_here(self) -> str | None:
-        """It does."""
-        return None
+    def runs_here(self, precision: str = "") -> str | None:
+        """Where the CPU computes what the hint asks for: elsewhere the plugin would compute in float32, silently."""
+        wanted = CAPABILITY[_hint(precision)]
+        if wanted == "FP32" or wanted in (capable := _capable()):
+            return None
+        return f"this CPU does not compute {wanted} (it has {', '.join(sorted(capable))})"
 
     def refuses(self, graph: Graph) -> list[Refusal]:
         """Its converter names the operators it does not know; there is no list to ask beforehand."""
         return []
 
     def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
-        """Convert and write `model.xml` + `model.bin`."""
+        """Convert and write `model.xml` + `model.bin`.
+
+        For a machine elsewhere weights are float16 in the file, and what float16 does not hold is marked as `to_half`
+        would keep it: nothing here could show that the plugin's own choice suffices.
+        """
         ov = _openvino()
         from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
+        from edgevit.export.to_half import single
         from edgevit.places import places
         from edgevit.quant.decisions import deciding
         from edgevit.runtimes.ov_float32 import keep_float32
@@ -113,17 +127,24 @@ class OpenVino:
         model.outputs[0].get_tensor().set_names({"logits"})
         model.reshape({graph.inputs.name: list(graph.inputs.shape)})
         _number_by_place(model)
-        ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
+        elsewhere = precision in self.policy.elsewhere and self.runs_here(precision) is not None
+        ov.save_model(model, folder / "model.xml", compress_to_fp16=elsewhere)
         if _hint(precision) != "f32":
-            keep_float32(folder / "model.xml", deciding(decoder.pt_module))
+            keep_float32(folder / "model.xml", (single if elsewhere else deciding)(decoder.pt_module))
         name_by_place(folder / "model.xml", places(decoder.pt_module.graph.nodes))
         files = ("model.xml", "model.bin")
         options = {"config": {"INFERENCE_PRECISION_HINT": _hint(precision), **LATENCY, **EXTRA.get(precision, {})}}
         return Engine(folder, self.name, str(ov.__version__), precision, files[0], files, graph.inputs, options)
 
     def open(self, engine: Engine, threads: int | None = None) -> Session:
-        """Compile for this CPU."""
-        return OpenVinoSession(engine, threads)
+        """Compile for this CPU, in float32 where a precision of `Policy.elsewhere` is not its own."""
+        config = dict(engine.options["config"])
+        reason = self.runs_here(engine.precision)
+        if reason and engine.precision not in self.policy.elsewhere:
+            raise RuntimeRefusal(f"{engine.precision} engine: {reason}; export it for this CPU, in fp32 or int8")
+        if reason:
+            config["INFERENCE_PRECISION_HINT"] = "f32"
+        return OpenVinoSession(engine, config, threads)
 
 
 def _without_empty(graph: Graph) -> ExportedProgram:
@@ -151,6 +172,11 @@ def _without_empty(graph: Graph) -> ExportedProgram:
 def _hint(precision: str) -> str:
     """Inference precision of everything that is not an integer."""
     return HINTS.get(precision, "f32")
+
+
+def _capable() -> set[str]:
+    """What the CPU plugin computes natively here."""
+    return set(_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def _number_by_place(model: Any) -> None:
@@ -206,9 +232,8 @@ def _extensions() -> list[Any]:
 class OpenVinoSession:
     """One synchronous infer request."""
 
-    def __init__(self, engine: Engine, threads: int | None) -> None:
+    def __init__(self, engine: Engine, config: dict[str, str], threads: int | None) -> None:
         ov = _openvino()
-        config = dict(engine.options["config"])
         if threads:
             config["INFERENCE_NUM_THREADS"] = str(threads)
         path = engine.folder / engine.entry

@@ -56,7 +56,7 @@ class Trt:
         """`int8` is int8 with float16 around it."""
         return trt_typed.resolve(precision)
 
-    def runs_here(self) -> str | None:
+    def runs_here(self, precision: str = "") -> str | None:
         """With the tensorrt package and a GPU."""
         if not find_spec("tensorrt"):
             return "no tensorrt package here; the device builds and runs the engine"

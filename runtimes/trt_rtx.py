@@ -68,7 +68,7 @@ class TrtRtx:
             raise RuntimeRefusal(f"{min(without)} has no 8-bit floats; pass --option compute={able}, or use int8")
         return trt_typed.resolve(precision)
 
-    def runs_here(self) -> str | None:
+    def runs_here(self, precision: str = "") -> str | None:
         """On a GPU that torch sees."""
         return no_gpu()
 

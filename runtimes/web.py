@@ -98,7 +98,7 @@ class Web:
         """As asked: WASM computes the same everywhere."""
         return precision
 
-    def runs_here(self) -> str | None:
+    def runs_here(self, precision: str = "") -> str | None:
         """None where a Chromium is installed."""
         from edgevit.devices.runner_web import INSTALL, find_chromium
 

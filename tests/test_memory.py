@@ -35,7 +35,7 @@ def test_sizes_are_of_files_and_whole_folders_and_sum_up(bundle, tmp_path):
 def test_what_cannot_be_measured_says_why(fake_bundle, bundle, monkeypatch):
     assert memory(Bundle.load(fake_bundle)) == {"not_measured": "the fake target runs nothing"}
     monkeypatch.setattr("edgevit.runtimes.ort.Ort.runner", "")
-    monkeypatch.setattr("edgevit.runtimes.ort.Ort.runs_here", lambda self: "it needs a phone")
+    monkeypatch.setattr("edgevit.runtimes.ort.Ort.runs_here", lambda self, precision="": "it needs a phone")
     assert memory(bundle) == {"not_measured": "tiny: this machine cannot time ort: it needs a phone"}
 
 

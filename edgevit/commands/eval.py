@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgevit.commands.terminal import print_json, print_table, progress
+from edgevit.commands.terminal import note, print_json, print_table, progress
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
         data = read_dataset(arguments.data, show)
         results = [evaluate(b, data, show) for b in bundles]
         baseline = evaluate(against, data, show) if against else None
+    for result in (*results, *([baseline] if baseline else ())):
+        if result.unverified:
+            note(f"{result.bundle}: by {result.by}; not seen: {'; '.join(result.unverified)}")
     compared = [{"result": r.bundle, **compare(r, baseline)} for r in results] if baseline else []
     if arguments.json:
         value: dict[str, object] = {"results": [r.to_json() for r in results]}

@@ -110,6 +110,10 @@ def space(vit: VitModel | None, why_not: str, target: Runtime) -> Space:
     policy, precisions = target.policy, dict[str, bool]()
     default, *others = policy.precisions
     for name in (default, *sorted(others, key=lambda p: (p != "int8", policy.quantizes(p) is not None))):
+        reason = target.runs_here(name) if name in policy.elsewhere else None  # it could be built, but not judged
+        if reason:
+            left_out[name] = reason
+            continue
         try:
             precisions.setdefault(target.resolve(name), name in (default, "int8") or policy.quantizes(name) is None)
         except EdgeVitError as error:

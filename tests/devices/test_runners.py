@@ -92,6 +92,20 @@ def test_openvino(tmp_path):
     assert "float" in record["applied"]["reported"]["INFERENCE_PRECISION_HINT"]
 
 
+def test_openvino_times_no_precision_that_the_cpu_lacks(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    capable = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    lacking = [hint for hint, name in (("f16", "FP16"), ("bf16", "BF16")) if name not in capable]
+    if not lacking:
+        pytest.skip("this CPU has both")
+    (tmp_path / "any.xml").touch()
+    options = {"threads": 1, "config": {"INFERENCE_PRECISION_HINT": lacking[0]}}
+    done, record = run("openvino", tmp_path, engine=str(tmp_path / "any.xml"), options=options)
+    assert (done.returncode, record) == (1, None)
+    assert done.stderr.count("\n") == 1
+    assert "the engine computes in" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def pte_file(tmp_path_factory):
     """Images times two, summed to a logit each. Built in a process of its own."""

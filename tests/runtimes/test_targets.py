@@ -89,8 +89,7 @@ def test_a_missing_package_is_named_with_the_line_to_type(target, package, extra
         runtime(target).version()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_precision_this_cpu_does_not_compute_is_refused(precision, monkeypatch):
+def test_a_precision_this_cpu_does_not_compute_is_refused(monkeypatch):
     openvino = pytest.importorskip("openvino")
 
     class Old:
@@ -100,10 +99,9 @@ def test_a_precision_this_cpu_does_not_compute_is_refused(precision, monkeypatch
     monkeypatch.setattr(openvino, "Core", Old)
     monkeypatch.setattr("edgevit.runtimes.ov.has_wide_sums", lambda: True)
     target = runtime("openvino")
-    with pytest.raises(
-        RuntimeRefusal, match=rf"this CPU does not compute {precision.upper()} \(it has .*FP32.*\); use fp32"
-    ):
-        target.resolve(precision)
+    with pytest.raises(RuntimeRefusal, match=r"this CPU does not compute BF16 \(it has .*FP32.*\); use fp32"):
+        target.resolve("bf16")
+    assert target.resolve("fp16") == "fp16"  # for a machine elsewhere
     assert target.resolve("fp32") == "fp32"
     assert target.resolve("int8") == "int8+fp32"
 
