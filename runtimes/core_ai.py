@@ -76,15 +76,12 @@ class CoreAi:
         return "int8+fp16" if precision == "int8" else precision
 
     def refuses(self, graph: Graph) -> list[Refusal]:
-        """Operators of the decomposed program that its converter has no form of."""
-        found = _staged(graph)
-        return found if isinstance(found, list) else []
+        """Nothing beforehand: building decomposes the program, once, and names what has no form."""
+        return []
 
     def build(self, graph: Graph, folder: Path, precision: str) -> Engine:
         """Convert and save `model.aimodel`, a folder."""
         version, converter = self.version(), _staged(to_half(graph) if precision in HALF else graph)
-        if isinstance(converter, list):
-            raise RuntimeRefusal(f"{converter[0].layer}: {converter[0].reason}")
         with quiet(), contextlib.redirect_stdout(io.StringIO()):  # it prints what it converts
             program = converter.to_coreai()
         _number_by_place(program)
@@ -123,7 +120,7 @@ def _coreai_torch() -> Any:
 
 
 def _staged(graph: Graph) -> Any:
-    """A converter that holds the decomposed program, or refusals where it does not take it."""
+    """A converter that holds the decomposed program. Raises RuntimeRefusal where it has no form of an operator."""
     vendor = _coreai_torch()
     with quiet():
         module = graph.program.module()
@@ -139,7 +136,10 @@ def _staged(graph: Graph) -> Any:
             converter.add_exported_program(program, input_names=[graph.inputs.name], output_names=[OUTPUT])
         except ValueError as error:
             named = [n for n in program.graph.nodes if n.op == "call_function" and str(n.target) in str(error)]
-            return [Refusal(node.name, f"coreai-torch has no form of {node.target}; {ADVICE}") for node in named]
+            if not named:
+                raise RuntimeRefusal(f"coreai does not take this program: {str(error)[:240]}; {ADVICE}") from error
+            what = f"{named[0].name}: coreai-torch has no form of {named[0].target}"
+            raise RuntimeRefusal(f"coreai refuses {len(named)} nodes; first {what}; {ADVICE}") from error
     return converter
 
 

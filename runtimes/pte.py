@@ -24,6 +24,7 @@ from edgevit.quant.policies import POLICIES
 from edgevit.quiet import quiet, quiet_descriptor
 from edgevit.runtimes.base import Policy, Session
 from edgevit.runtimes.pte_partition import Reasons, left, operator_name, partition
+from edgevit.runtimes.pte_passes import needed_passes
 from edgevit.stages import Engine, Graph, Refusal
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class ExecuTorch:
             raise missing_extra(self.extra, error) from error
         return str(__version__)
 
-    def runs_here(self) -> str | None:
+    def runs_here(self, precision: str = "") -> str | None:
         """It does."""
         return None
 
@@ -167,29 +168,8 @@ def _lowered(program: ExportedProgram) -> Any:
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
         config = EdgeCompileConfig(_check_ir_validity=False)  # the check of the engine's outputs sees more
-        with _without_patterns():
+        with needed_passes():
             return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], compile_config=config)
-
-
-@contextmanager
-def _without_patterns() -> Iterator[None]:
-    """XNNPACK's passes without the two that trace example models, to find torch's own decompositions of them.
-
-    Nothing here is decomposed that way (`FORMS`), and the tracing takes longer than a small model's whole build.
-    """
-    from executorch.backends.xnnpack import xnnpack_preprocess
-    from executorch.backends.xnnpack._passes import ConvertToSDPAPass, ConvertToUpsampleBilinear2d, XNNPACKPassManager
-
-    def fewer(program: ExportedProgram, passes: Any = None) -> Any:
-        manager = XNNPACKPassManager(program, passes)
-        manager.passes = [p for p in manager.passes if p not in (ConvertToSDPAPass, ConvertToUpsampleBilinear2d)]
-        return manager
-
-    xnnpack_preprocess.XNNPACKPassManager = fewer
-    try:
-        yield
-    finally:
-        xnnpack_preprocess.XNNPACKPassManager = XNNPACKPassManager
 
 
 class PteSession:

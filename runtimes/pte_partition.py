@@ -69,6 +69,11 @@ def _operators(graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if node.op == "call_function" and "getitem" not in str(node.target)]
 
 
+def operator_names(graph: Graph) -> set[str]:
+    """The operators of a graph, by name."""
+    return {operator_name(node) for node in _operators(graph)}
+
+
 def operator_name(node: Any) -> str:
     """`aten.native_layer_norm.default` → `native_layer_norm`."""
     return str(node.target.__name__).split(".")[-2]

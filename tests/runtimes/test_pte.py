@@ -7,7 +7,7 @@ import torch
 from edgevit.errors import MissingExtra, RuntimeRefusal
 from edgevit.export.trace import trace
 from edgevit.quant.apply import quantize
-from edgevit.runtimes import runtime
+from edgevit.runtimes import pte_passes, runtime
 from edgevit.stages import InputSpec
 
 pytest.importorskip("executorch")
@@ -206,3 +206,51 @@ def test_nothing_is_written_to_the_terminal(engine, capfd):
     _, built = engine("executorch")
     TARGET.open(built)
     assert capfd.readouterr() == ("", "")
+
+
+class Many(torch.nn.Module):
+    """What the passes of XNNPACK look for: each would leave something wrong or refused undone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 8, 3, 2), torch.nn.BatchNorm2d(8)
+        self.lines, self.linear = torch.nn.Conv1d(8, 8, 3), torch.nn.Linear(6, 7)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            for tensor in (*self.parameters(), self.norm.running_var):
+                tensor.uniform_(0.1, 0.4)
+
+    def forward(self, x):
+        x = torch.nn.functional.max_pool2d(torch.relu(self.norm(self.conv(x))), 2)
+        x = torch.cat([x[:, i : i + 2] for i in range(6)], 1)[:, :8].flatten(2)
+        x = self.lines(x).mean(-1)
+        return self.linear(x[:, :6]).clone()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [Many, None], ids=["convolutions", "vit"])
+def test_the_passes_that_do_not_run_would_change_nothing(module, graph, tmp_path, monkeypatch):
+    program = graph() if module is None else trace(module().eval(), InputSpec(1, 32, 32))
+    run, skipped = [], set()
+
+    def noted(name, graph, ask=pte_passes.changes):
+        needed = ask(name, graph)
+        (run.append if needed else skipped.add)(name)
+        return needed
+
+    written = []
+    for every in (False, True):
+        if every:
+            monkeypatch.setattr(pte_passes, "changes", lambda name, graph: name not in pte_passes.NEVER)
+            monkeypatch.setattr(pte_passes, "decomposes", lambda table, graph: True)
+        else:
+            monkeypatch.setattr(pte_passes, "changes", noted)
+        folder = tmp_path / str(len(written))
+        folder.mkdir()
+        TARGET.build(program, folder, "fp32")
+        written.append((folder / "model.pte").read_bytes())
+    assert written[0] == written[1]
+    assert skipped > pte_passes.NEVER
+    assert "ChannelsLastTaggedReshapePass" in run
+    if module:
+        assert {"FuseActivationPass", "Conv1dUnsqueezePass", "DecomposeConcatenate"} <= set(run)
