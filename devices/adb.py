@@ -8,11 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgevit.devices.collect import is_fake
 from edgevit.devices.transport import Done, call
 from edgevit.errors import MeasureError
 from edgevit.files import whole
+
+if TYPE_CHECKING:
+    from edgevit.devices.on_android import Program
 
 SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]*")
 OWN = re.compile(rb"adb: |error: (device|closed|protocol|no devices|more than one)")
@@ -27,10 +31,15 @@ HINTS = (
 
 @dataclass(frozen=True)
 class Adb:
-    """serial: as `adb devices` shows it. work: a folder on the phone that the shell may write to."""
+    """serial: as `adb devices` shows it. work: a folder on the phone that the shell may write to and run from.
+
+    runner: a folder here, with the built runner of `edgevit devices app --platform android`; without it nothing
+        is measured.
+    """
 
     serial: str
     work: str = "/data/local" + "/tmp" + "/edgevit"
+    runner: str = ""
 
     def __post_init__(self) -> None:
         if not SERIAL.fullmatch(self.serial):
@@ -41,6 +50,12 @@ class Adb:
     def stand_in(self) -> bool:
         """Whether adb is one: then nothing that comes over it is a measurement. While connected."""
         return is_fake("adb")
+
+    def launcher(self) -> Program:
+        """Of the built runner. Raises MeasureError."""
+        from edgevit.devices.on_android import Program
+
+        return Program(self, self.work, self.runner)
 
     @contextmanager
     def connect(self) -> Iterator[None]:

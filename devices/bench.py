@@ -175,7 +175,7 @@ def opened(device: Device | None, jobs: Sequence[Job], tell: Tell = say) -> Abst
         return here()
     if hasattr(device.transport, "hold"):
         return cast("PageTransport", device.transport).hold(device.name, jobs, tell)
-    if hasattr(device.transport, "app"):
+    if hasattr(device.transport, "launcher"):
         from edgevit.devices.in_app import held
 
         return held(device, jobs)

@@ -1,34 +1,32 @@
-"""A benchmark's session in the runner app of an iPhone or iPad: files pushed, one launch a round, its record pulled.
+"""A benchmark's session in the runner of a phone: files pushed, one launch a round, its record pulled.
 
-The app is written by `edgevit.devices.app_project`; its Job.swift says what it is asked and answers. Each launch is a
-process of its own that reads Documents/edgevit/job.json, does it, writes record.json beside it, and ends.
+The runner is written by `edgevit.devices.app_project`: an app on an iPhone or iPad, a program on Android
+(`edgevit.devices.on_android`). Each launch is a process of its own that reads job.json in its work folder, does it,
+writes record.json beside it, and ends; Job.swift says what it is asked and answers.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgevit.devices.conditions import UNKNOWN
 from edgevit.devices.config import Device
 from edgevit.devices.plan import IN_APP, Job, Setup, pseudo_random
-from edgevit.devices.rounds import checked
-from edgevit.devices.transport import PhoneTransport
-from edgevit.devices.tree import tree_name
+from edgevit.devices.rounds import checked, read_record
+from edgevit.devices.transport import Done, PhoneTransport
+from edgevit.devices.tree import push_tree, tree_name
 from edgevit.errors import MeasureError
 
 if TYPE_CHECKING:
     import numpy as np
 
-WORK = "Documents/edgevit"
-"""In the app's container; everything that is pushed lies there."""
 SCHEMA = 1
 """Of jobs and records."""
 INPUTS = 2
@@ -37,16 +35,76 @@ FAR = 0.1
 """Outputs that differ by more, relative: the device computes something else. float16 is within 0.02."""
 LAUNCH_S = 120.0
 """Seconds a launch without measuring may take: an app that starts, and the first compilation of a model."""
-HOT = ("serious", "critical")
-"""Thermal states in which the system slows down."""
+HOT = ("serious", "severe", "critical", "emergency", "shutdown")
+"""Thermal states in which the system slows down, of iOS and of Android."""
+
+
+class Launcher(Protocol):
+    """How a phone's runner is started, where its files lie, and what the phone tells past the runner."""
+
+    transport: PhoneTransport
+    work: str
+    """Everything that is pushed lies there."""
+    runners: tuple[str, ...]
+    name: str
+    """What messages call the runner."""
+    lost: str
+    """What to ask where it left no record."""
+
+    def ready(self, jobs: Sequence[Job]) -> None:
+        """Have the runner there that the jobs need. Raises MeasureError."""
+
+    def launch(self, job: Mapping[str, Any], limit_s: float) -> Done:
+        """Start it on the job that lies in the work folder, and wait for its end. Raises MeasureError."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the phone is, where the runner does not say."""
+
+    def state(self) -> dict[str, Any]:
+        """The state that it is in, where the runner does not say."""
+
+    def thermal(self) -> str | None:
+        """Its thermal state now; None: the runner says it before and after a round, or nobody does."""
+
+
+class App:
+    """The runner app of an iPhone or iPad, which says everything itself."""
+
+    work = "Documents/edgevit"  # in the app's container
+    runners: tuple[str, ...] = IN_APP
+    name = "the app"
+    lost = "is it unlocked?"
+
+    def __init__(self, transport: PhoneTransport) -> None:
+        self.transport = transport
+
+    def ready(self, jobs: Sequence[Job]) -> None:
+        """It was installed by hand."""
+
+    def launch(self, job: Mapping[str, Any], limit_s: float) -> Done:
+        """One launch of the app."""
+        return self.transport.run(["--job", f"{self.work}/job.json"], timeout_s=limit_s)
+
+    def facts(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def thermal(self) -> str | None:
+        """None."""
+        return None
 
 
 class InApp:
-    """The app that is held: see `edgevit.devices.session.Session`."""
+    """The runner that is held: see `edgevit.devices.session.Session`."""
 
-    def __init__(self, name: str, transport: PhoneTransport, jobs: Sequence[Job], folder: Path, fake: bool) -> None:
+    def __init__(self, name: str, launcher: Launcher, jobs: Sequence[Job], folder: Path, fake: bool) -> None:
         self.name = name
-        self.transport = transport
+        self.launcher = launcher
+        self.transport = launcher.transport
         self.jobs = {job.bundle: job for job in jobs}
         self.folder = folder
         self.fake = fake
@@ -56,40 +114,38 @@ class InApp:
         self.there = b""  # the input that was pushed last: every round has the same
 
     def open(self) -> None:
-        """Ask the app what it is, and push the engines that are not there. Raises MeasureError."""
+        """Ask the runner what it is, and push the engines that are not there. Raises MeasureError."""
+        self.launcher.ready(list(self.jobs.values()))
         trees = {tree_name(job.files): job for job in self.jobs.values()}
-        self.facts = self._ask({"kind": "about", "trees": list(trees)}, LAUNCH_S, f"device {self.name}")
+        place = f"device {self.name}"
+        self.facts = {**self._ask({"kind": "about", "trees": list(trees)}, LAUNCH_S, place), **self.launcher.facts()}
+        cores, present = self.facts.get("cores"), self.facts.get("present")
+        if not isinstance(cores, int) or cores < 1 or not isinstance(present, list):
+            said = f"cores={repr(cores)[:40]}, present={repr(present)[:40]}"
+            raise MeasureError(f"{place}: {self.launcher.name} says {said}: write it again")
         if self.facts.get("low_power"):
-            raise MeasureError(f"device {self.name} saves power: turn low power mode off in Settings, Battery")
+            raise MeasureError(f"{place} saves power: turn low power mode off in Settings, Battery")
         for tree, job in trees.items():
-            if tree not in self.facts.get("present", ()):
-                self._push(job, tree)
-
-    def _push(self, job: Job, tree: str) -> None:
-        """The engine's files, and last the mark that they are whole."""
-        assert job.folder is not None
-        place = f"{WORK}/trees/{tree}"
-        for name in job.files:
-            self.transport.push(job.folder / name, f"{place}/{name}")
-        mark = self.folder / "whole"
-        mark.write_text("")
-        self.transport.push(mark, f"{place}.whole")
+            if tree not in present:
+                assert job.folder is not None
+                push_tree(self.transport, job.folder, list(job.files), f"{self.launcher.work}/trees/{tree}")
 
     def device(self) -> dict[str, Any]:
-        """What it is, as the system tells the app."""
+        """What it is, as the system tells."""
         about = {key: self.facts.get(key) or UNKNOWN for key in ("model", "os", "arch")}
-        return {"name": self.name, **about, "cpu": about["model"], "cores": self.facts.get("cores")}
+        more = {"cpu": self.facts.get("cpu") or about["model"], "cores": self.facts["cores"]}
+        return {"name": self.name, **about, **more}
 
     def state(self) -> dict[str, Any]:
-        """Threads are the system's own; there is no load average."""
+        """There is no load average of a phone."""
         kept = {key: self.facts.get(key) for key in ("thermal", "battery", "charging")}
-        return {"usable_cores": self.facts.get("cores") or 1, "loadavg": None, **kept}
+        return {"usable_cores": self.facts["cores"], "loadavg": None, **kept, **self.launcher.state()}
 
     def prepare(self, setup: Setup) -> None:
         """See that every engine loads there and computes what it does here. Raises MeasureError."""
         if setup.hold:
             raise MeasureError(
-                f"device {self.name}: nothing holds {', '.join(setup.hold)} of an iPhone: leave --lock-clocks and "
+                f"device {self.name}: nothing holds {', '.join(setup.hold)} of a phone: leave --lock-clocks and "
                 "--power-mode out"
             )
         for job in self.jobs.values():
@@ -106,16 +162,20 @@ class InApp:
     def engine(self, job: Job) -> str:
         """Where it was put."""
         assert job.folder is not None
-        return f"{WORK}/trees/{tree_name(job.files)}/{job.engine.relative_to(job.folder).as_posix()}"
+        return f"{self.launcher.work}/trees/{tree_name(job.files)}/{job.engine.relative_to(job.folder).as_posix()}"
 
     def run(self, job: Mapping[str, Any], place: str, limit_s: float) -> dict[str, Any]:
-        """In a fresh launch of the app."""
-        bundle = place.partition(":")[0]
+        """In a fresh launch of the runner."""
+        if job.get("layers"):
+            raise MeasureError(f"{place}: {self.launcher.name} times no single layers: leave --layers or --device out")
         self._input(pseudo_random(job["input"]["shape"], job["seed"]))
+        before = self.launcher.thermal()
         found = self._ask({**job, "kind": "round"}, limit_s, place)
-        record = _round(dict(job), found, self.fake, place)
-        if set(HOT) & {found.get("thermal_before"), found.get("thermal_after")}:
-            self.hot[bundle] += 1
+        heat = {"thermal_before": before, "thermal_after": self.launcher.thermal()} if before else {}
+        said = {"threads": 0, **found, **heat, "fake": self.fake, "runner": job["runner"], "job": dict(job)}
+        record = checked(said, place)
+        if any(record.get(when) in HOT for when in ("thermal_before", "thermal_after")):
+            self.hot[place.partition(":")[0]] += 1
         return {**record, "loadavg": None}
 
     def _check(self, job: Job) -> None:
@@ -129,64 +189,54 @@ class InApp:
         about = {"runner": job.runner, "engine": self.engine(job), "options": dict(job.options)}
         shape = {"name": job.input_name, "shape": list(job.input_shape)}
         found = self._ask({"kind": "check", **about, "input": shape, "count": INPUTS}, LAUNCH_S, place)
-        got = np.array(found.get("outputs"), np.float32)
+        try:
+            got = np.array(found.get("outputs"), np.float32)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise MeasureError(f"{place}: its outputs are no rows of numbers ({error})") from error
         if got.shape != want.shape:
             raise MeasureError(f"{place}: outputs of {got.shape} came back, {want.shape} were expected")
         off = float((np.linalg.norm(got - want, axis=1) / np.linalg.norm(want, axis=1).clip(1e-30)).max())
         if not off <= FAR:
             raise MeasureError(
                 f"{place}: its outputs on {self.name} differ from {by} by {off:.2g} of their size: it computes "
-                "something else; try other compute units (--option units=cpuOnly) or fp32"
+                "something else; export in fp32, or for an iPhone with other compute units (--option units=cpuOnly)"
             )
         self.outputs[job.bundle] = {"relative_diff": off, "inputs": INPUTS, "against": by}
 
     def _input(self, values: np.ndarray[Any, Any]) -> None:
-        """Put the float32 values where the app reads them."""
+        """Put the float32 values where the runner reads them."""
         data = values.astype("<f4").tobytes()
         if data == self.there:
             return
         path = self.folder / "input.f32"
         path.write_bytes(data)
-        self.transport.push(path, f"{WORK}/input.f32")
+        self.transport.push(path, f"{self.launcher.work}/input.f32")
         self.there = data
 
     def _ask(self, job: Mapping[str, Any], limit_s: float, place: str) -> dict[str, Any]:
-        """What one launch of the app answers. Raises MeasureError."""
+        """What one launch of the runner answers. Raises MeasureError."""
+        work, runner = self.launcher.work, self.launcher.name
         asked = {"schema": SCHEMA, "id": uuid.uuid4().hex, **job}
         todo, record = self.folder / "job.json", self.folder / "record.json"
         todo.write_text(json.dumps(asked), "utf-8")
-        self.transport.push(todo, f"{WORK}/job.json")
-        said = self.transport.run(["--job", f"{WORK}/job.json"], timeout_s=limit_s)
+        self.transport.push(todo, f"{work}/job.json")
+        said = self.launcher.launch(asked, limit_s)
         record.unlink(missing_ok=True)
         try:
-            self.transport.pull(f"{WORK}/record.json", record)
-            found: dict[str, Any] = json.loads(record.read_text("utf-8"))
+            self.transport.pull(f"{work}/record.json", record)
+            found = read_record(record)
         except (MeasureError, OSError, ValueError) as error:
             raise MeasureError(
-                f"{place}: the app left no record ({said.last_line}): is it unlocked? {error}"
+                f"{place}: {runner} left no record ({said.last_line}): {self.launcher.lost} {error}"
             ) from error
-        if not isinstance(found, dict) or found.get("id") != asked["id"]:
-            raise MeasureError(f"{place}: the app left the record of another launch ({said.last_line}): was it ended?")
+        if found.get("id") != asked["id"]:
+            raise MeasureError(f"{place}: {runner} left the record of another launch ({said.last_line}): was it ended?")
         if found.get("schema") != SCHEMA:
-            raise MeasureError(
-                f"{place}: the app speaks schema {found.get('schema')}, this is {SCHEMA}: write it again"
-            )
+            spoken = repr(found.get("schema"))[:40]
+            raise MeasureError(f"{place}: {runner} speaks schema {spoken}, this is {SCHEMA}: write it again")
         if "error" in found:
-            raise MeasureError(f"{place}: the app says: {str(found['error'])[:500]}")
+            raise MeasureError(f"{place}: {runner} says: {str(found['error'])[:500]}")
         return found
-
-
-def _round(job: dict[str, Any], found: dict[str, Any], fake: bool, place: str) -> dict[str, Any]:
-    """The app's answer as a round's record. Raises MeasureError."""
-    record = {**found, "fake": fake, "runner": job["runner"], "job": job, "threads": 0}
-    try:
-        numbers = [record[key] for key in ("load_ms", "first_ms", "peak_memory_bytes")] + [record["warmup"]["seconds"]]
-        usual = all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
-    except (KeyError, TypeError) as error:
-        raise MeasureError(f"{place}: the app's record lacks {error}: write the app again") from error
-    if not usual:
-        raise MeasureError(f"{place}: the app's record holds numbers that are none: {numbers}")
-    return checked(record, place)
 
 
 def _outputs_here(job: Job, inputs: np.ndarray[Any, Any]) -> tuple[str, np.ndarray[Any, Any]]:
@@ -197,21 +247,24 @@ def _outputs_here(job: Job, inputs: np.ndarray[Any, Any]) -> tuple[str, np.ndarr
     from edgevit.runtimes import runtime
 
     assert job.folder is not None
-    found = runtime(job.runner)
-    session = found.open(Bundle.load(job.folder).engine)
+    bundle = Bundle.load(job.folder)
+    found = runtime(bundle.manifest["target"])
+    session = found.open(bundle.engine)
     return found.checked_by, np.concatenate([session.run(one[None]) for one in inputs]).astype(np.float32)
 
 
 @contextmanager
 def held(device: Device, jobs: Sequence[Job]) -> Iterator[InApp]:
-    """Reach the device and its runner app. Raises MeasureError."""
+    """Reach the phone and its runner. Raises MeasureError."""
     transport = cast("PhoneTransport", device.transport)
+    launcher = transport.launcher()
     for job in jobs:
-        if job.runner not in IN_APP or job.folder is None:
+        if job.runner not in launcher.runners or job.folder is None:
             raise MeasureError(
-                f"{job.bundle}: runner {job.runner!r} does not run in an app: export for {' or '.join(IN_APP)}"
+                f"{job.bundle}: runner {job.runner!r} is none of {device.name}: export for "
+                f"{' or '.join(launcher.runners)}"
             )
     with transport.connect(), tempfile.TemporaryDirectory(prefix="edgevit-app-") as folder:
-        session = InApp(device.name, transport, jobs, Path(folder), transport.stand_in())
+        session = InApp(device.name, launcher, jobs, Path(folder), transport.stand_in())
         session.open()
         yield session

@@ -12,13 +12,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgevit.devices.collect import FAKE
 from edgevit.devices.ios_usb import check
 from edgevit.devices.ssh import Ssh
 from edgevit.devices.transport import Done
 from edgevit.errors import MeasureError
+
+if TYPE_CHECKING:
+    from edgevit.devices.in_app import App
 
 DEVICECTL = ("xcrun", "devicectl")
 
@@ -63,6 +66,12 @@ class IosMac:
     def __post_init__(self) -> None:
         check(self.udid, self.app)
         object.__setattr__(self, "_mac", Ssh(self.host, "python3", self.work, self.config))
+
+    def launcher(self) -> App:
+        """Of the installed runner app."""
+        from edgevit.devices.in_app import App
+
+        return App(self)
 
     @contextmanager
     def connect(self) -> Iterator[None]:

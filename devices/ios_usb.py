@@ -12,11 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgevit.devices.collect import is_fake
 from edgevit.devices.transport import Done, call
 from edgevit.errors import MeasureError
 from edgevit.files import whole
+
+if TYPE_CHECKING:
+    from edgevit.devices.in_app import App
 
 PROGRAM = "pymobiledevice3"
 UDID = re.compile(r"[0-9A-Fa-f-]{20,40}")
@@ -43,6 +47,12 @@ class IosUsb:
     def stand_in(self) -> bool:
         """Whether the program is one: then nothing that comes over it is a measurement. While connected."""
         return is_fake(PROGRAM)
+
+    def launcher(self) -> App:
+        """Of the installed runner app."""
+        from edgevit.devices.in_app import App
+
+        return App(self)
 
     @contextmanager
     def connect(self) -> Iterator[None]:

@@ -16,6 +16,11 @@ from typing import Any
 
 from edgevit.errors import MeasureError
 
+MOST_BYTES = 1 << 26
+"""Of a record that is read; a round of 20 s leaves a hundredth of it."""
+UNTOLD = ("first_ms", "peak_memory_bytes", "baseline_memory_bytes", "load_memory_bytes")
+"""Numbers that some runners cannot tell: absent, or None."""
+
 Wait = Callable[["subprocess.Popen[bytes]", float], bytes]
 """Waits for the end of a process, at most so many seconds (subprocess.TimeoutExpired), and returns its stderr."""
 
@@ -77,7 +82,11 @@ def run_round(
     if child.returncode:
         said = last_line(stderr) or "it wrote nothing to stderr"
         raise MeasureError(f"{place} failed ({_ending(child.returncode)}): {said}")
-    return checked(_read(out, place), place, job.get("min_samples") != 0)
+    try:
+        found = read_record(out)
+    except (OSError, ValueError) as error:
+        raise MeasureError(f"{place} ended without a readable record: {error}") from error
+    return checked(found, place, job.get("min_samples") != 0)
 
 
 def _ending(status: int) -> str:
@@ -97,12 +106,16 @@ def last_line(text: bytes) -> str:
     return lines[-1] if lines else ""
 
 
-def _read(path: Path, place: str) -> dict[str, Any]:
-    """The runner's record."""
+def read_record(path: Path) -> dict[str, Any]:
+    """A runner's record, which may be anything. Raises OSError, ValueError."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"it has {path.stat().st_size} bytes, {MOST_BYTES} are the most")
     try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise MeasureError(f"{place} ended without a readable record: {error}") from error
+        found = json.loads(path.read_text("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it is no object but {type(found).__name__}")
     return found
 
 
@@ -117,7 +130,25 @@ def checked(found: dict[str, Any], place: str, sampled: bool = True) -> dict[str
     if not sampled:
         return found
     samples = found["samples_ms"]
-    numbers = samples and all(isinstance(s, (int, float)) and math.isfinite(s) and s > 0 for s in samples)
-    if not numbers:
+    if not (isinstance(samples, list) and samples and all(is_number(s) and s > 0 for s in samples)):
         raise MeasureError(f"{place}: its record holds no samples, or samples that are not positive numbers")
+    warm = found["warmup"] if isinstance(found["warmup"], dict) else {}
+    told = {"load_ms": found["load_ms"], "threads": found["threads"], "warmup.seconds": warm.get("seconds")}
+    told.update({key: found[key] for key in UNTOLD if found.get(key) is not None})
+    wrong = {key: value for key, value in told.items() if not (is_number(value) and value >= 0)}
+    if not isinstance(warm.get("stable"), bool):
+        wrong["warmup.stable"] = warm.get("stable")
+    if not isinstance(found["runtime_version"], str):
+        wrong["runtime_version"] = found["runtime_version"]
+    if wrong:
+        said = ", ".join(f"{key}={repr(value)[:40]}" for key, value in wrong.items())
+        raise MeasureError(f"{place}: its record holds values that are none: {said}; use the runner of this version")
     return found
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number that a float holds."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False

@@ -16,6 +16,7 @@ from edgevit.devices.rounds import last_line
 from edgevit.errors import MeasureError
 
 if TYPE_CHECKING:
+    from edgevit.devices.in_app import Launcher
     from edgevit.devices.in_browser import InBrowser
     from edgevit.devices.plan import Job
 
@@ -88,6 +89,9 @@ class PhoneTransport(Transport, Protocol):
 
     def stand_in(self) -> bool:
         """Whether it is: then nothing that comes over it is a measurement. While connected."""
+
+    def launcher(self) -> Launcher:
+        """How its runner is started. Raises MeasureError: the device has none."""
 
 
 class PageTransport(Protocol):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import json
+import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from edgevit.devices.transport import Done, PythonTransport
+from edgevit.devices.transport import Done, PhoneTransport, PythonTransport
 from edgevit.errors import MeasureError
 
 KEEP_DAYS = 30
@@ -106,6 +107,14 @@ def place_tree(transport: PythonTransport, files: Mapping[str, File]) -> str:
         _python(transport, REMOVE, [part])
         raise
     return final
+
+
+def push_tree(transport: PhoneTransport, folder: Path, names: Sequence[str], place: str) -> None:
+    """Files of a folder to a place on a phone, and last, as `PLACE.whole`, the mark that they are whole."""
+    for name in names:
+        transport.push(folder / name, f"{place}/{name}")
+    with tempfile.NamedTemporaryFile(prefix="edgevit-") as mark:
+        transport.push(Path(mark.name), f"{place}.whole")
 
 
 def _python(transport: PythonTransport, script: str, words: list[str], stdin: bytes = b"") -> Done:

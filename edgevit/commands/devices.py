@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from edgevit.devices.transport import PageTransport, PhoneTransport
 
 
+APP = "com.example.runner"
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of devices."""
     from edgevit.devices.transport import TRANSPORTS
@@ -29,10 +32,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add.add_argument("keys", nargs="*", type=named_value, metavar="KEY=VALUE", help="the transport's keys")
     check = jobs.add_parser("check", parents=[shared], help="connect, find runtimes, say what is missing")
     check.add_argument("name", metavar="NAME")
-    app = jobs.add_parser("app", parents=[shared], help="write the runner app of an iPhone, for Xcode")
+    app = jobs.add_parser("app", parents=[shared], help="write the runner of a phone, for Xcode or Android's NDK")
+    app.add_argument("--platform", choices=("ios", "android"), default="ios", help="of the phone (%(default)s)")
     app.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the folder to write it to")
-    app.add_argument("--app", default="com.example.runner", metavar="ID", help="its bundle identifier (%(default)s)")
-    app.add_argument("--team", default="", metavar="ID", help="your team identifier; without it Xcode asks")
+    app.add_argument("--app", metavar="ID", help=f"ios: its bundle identifier ({APP})")
+    app.add_argument("--team", metavar="ID", help="ios: your team identifier; without it Xcode asks")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -75,11 +79,22 @@ def _add(arguments: argparse.Namespace) -> int:
 
 
 def _app(arguments: argparse.Namespace) -> int:
-    from edgevit.devices.app_project import write_app
+    from edgevit.devices.app_project import write_app, write_program
+    from edgevit.errors import MeasureError
 
-    project = write_app(arguments.out, arguments.app, arguments.team)
+    if arguments.platform == "android":
+        if arguments.app is not None or arguments.team is not None:
+            raise MeasureError("--app and --team are of an iPhone's app: leave them out with --platform android")
+        project = write_program(arguments.out)
+        if arguments.json:
+            print_json({"project": str(project)})
+        else:
+            print(f"{project}: build it once with the NDK (docs/devices/android.md), then runner=DIR of the device")
+        return 0
+    app = APP if arguments.app is None else arguments.app
+    project = write_app(arguments.out, app, arguments.team or "")
     if arguments.json:
-        print_json({"project": str(project), "app": arguments.app})
+        print_json({"project": str(project), "app": app})
     else:
         print(
             f"{project}: open it in Xcode on a Mac, choose your team, run it on the phone once (docs/devices/iphone.md)"
@@ -95,10 +110,10 @@ def _check(arguments: argparse.Namespace) -> int:
     device = find(arguments.name)
     if hasattr(device.transport, "hold"):
         return _look(device, arguments)
-    if hasattr(device.transport, "app"):
-        return _ask_app(device, arguments)
-    if not hasattr(device.transport, "python"):
+    if getattr(device.transport, "runner", None) == "":
         return _reach(device, arguments)
+    if hasattr(device.transport, "launcher"):
+        return _ask_app(device, arguments)
     with there(device) as session:
         found = {"device": session.device(), "state": session.state(), **session.ask({"do": "probe"})}
         session.end()
@@ -118,10 +133,10 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _reach(device: Device, arguments: argparse.Namespace) -> int:
-    """A device that runs no Python: see that it is there."""
+    """An Android phone without a runner: see that it is there."""
     with device.transport.connect():
         fake = cast("PhoneTransport", device.transport).stand_in()
-    text = f"nothing of edgevit measures behind transport {device.kind} yet: it runs programs and carries files"
+    text = "it has no runner: `edgevit devices app --platform android`, build it, runner=DIR (docs/devices/android.md)"
     if arguments.json:
         about = {"name": device.name, "transport": device.kind}
         print_json({"device": about, "fake": fake, "findings": [text]})
@@ -132,7 +147,7 @@ def _reach(device: Device, arguments: argparse.Namespace) -> int:
 
 
 def _ask_app(device: Device, arguments: argparse.Namespace) -> int:
-    """An iPhone: what its runner app says."""
+    """A phone: what its runner says, and on Android the system."""
     from edgevit.devices.in_app import HOT, held
 
     with held(device, ()) as session:

@@ -247,10 +247,11 @@ GOOD = {
         ({"samples_ms": ["1"]}, "not positive numbers"),
         ({"samples_ms": [1, float("nan")]}, "not positive numbers"),
         ({"samples_ms": 3}, r"posted no round \(TypeError"),
-        ({"warmup": None}, r"posted no round \(TypeError"),
-        ({"warmup": {"seconds": 0, "stable": "yes"}}, "without its numbers"),
-        ({"threads": "1"}, "without its numbers"),
-        ({"load_ms": float("inf")}, "without its numbers"),
+        ({"warmup": None}, r"values that are none: warmup.seconds=None, warmup.stable=None"),
+        ({"warmup": {"seconds": 0, "stable": "yes"}}, "values that are none: warmup.stable='yes'"),
+        ({"threads": "1"}, "values that are none: threads='1'"),
+        ({"load_ms": float("inf")}, "values that are none: load_ms=inf"),
+        ({"tick_ms": None}, "without the step of its clock"),
     ],
 )
 def test_a_round_is_taken_only_with_its_numbers(changes, match):

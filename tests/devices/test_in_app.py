@@ -90,12 +90,13 @@ def test_a_bundle_is_measured_in_the_app(phone, device, made):
 @pytest.mark.parametrize(
     ("fault", "match"),
     [
+        ("no cores", "the app says cores=0, present=.*write it again"),
         ("dies", r"device phone: the app left no record \(.*is it unlocked\?"),
         ("another launch", "left the record of another launch"),
         ("old app", "the app speaks schema 0, this is 1: write it again"),
         ("refuses", "device phone: the app says: no such model"),
         ("low power", "saves power: turn low power mode off"),
-        ("no time", r"fast: .*round 1 of 2: the app's record lacks 'load_ms': write the app again"),
+        ("no time", r"fast: .*round 1 of 2: its record lacks load_ms; use the runner of this version"),
     ],
 )
 def test_what_goes_wrong_is_one_line(phone, device, made, fault, match):
@@ -122,7 +123,7 @@ def test_a_hot_phone_is_told(phone, device, made):
 
 
 def test_what_does_not_fit_is_refused(phone, device, made, cli):
-    with pytest.raises(MeasureError, match="nothing holds clocks of an iPhone"):
+    with pytest.raises(MeasureError, match="nothing holds clocks of a phone"):
         measure(device, made, hold={"clocks": "on"})
     result = cli("profile", made[0].folder)
     assert (result.code, "runs on an iPhone or iPad: give --device" in result.err) == (1, True)

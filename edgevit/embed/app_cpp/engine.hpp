@@ -29,4 +29,7 @@ std::string runtime_version();
 // threads: 0 leaves them to the runtime. Refused where the runtime does not take the engine.
 std::unique_ptr<Engine> open_engine(const std::filesystem::path& bundle, const Json& manifest, int threads);
 
+// The same of one file; options: the runtime's own. Only where the file is all (ONNX Runtime, ExecuTorch).
+std::unique_ptr<Engine> open_file(const std::filesystem::path& path, const Json& options, int threads);
+
 }  // namespace edgevit

@@ -15,19 +15,21 @@ std::string runtime_version() { return OrtGetApiBase()->GetVersionString(); }
 
 namespace {
 
-Ort::SessionOptions options_of(const Json& manifest, int threads) {
+Ort::SessionOptions options_of(const Json& given, int threads) {
   Ort::SessionOptions options;
   if (threads > 0) options.SetIntraOpNumThreads(threads);
-  for (const auto& [key, value] : manifest.at("runtime").at("options").at("session_config").object()) {
-    options.AddConfigEntry(key.c_str(), value.string().c_str());
+  if (given.has("session_config")) {
+    for (const auto& [key, value] : given.at("session_config").object()) {
+      options.AddConfigEntry(key.c_str(), value.string().c_str());
+    }
   }
   return options;
 }
 
 class OnnxRuntime : public Engine {
  public:
-  OnnxRuntime(const std::filesystem::path& path, const Json& manifest, int threads)
-      : session_(env_, path.c_str(), options_of(manifest, threads)) {
+  OnnxRuntime(const std::filesystem::path& path, const Json& given, int threads)
+      : session_(env_, path.c_str(), options_of(given, threads)) {
     Ort::AllocatorWithDefaultOptions allocator;
     in_name_ = session_.GetInputNameAllocated(0, allocator).get();
     out_name_ = session_.GetOutputNameAllocated(0, allocator).get();
@@ -69,15 +71,18 @@ class OnnxRuntime : public Engine {
 
 }  // namespace
 
-std::unique_ptr<Engine> open_engine(const std::filesystem::path& bundle, const Json& manifest, int threads) {
-  const std::string entry = manifest.at("entry").string();
+std::unique_ptr<Engine> open_file(const std::filesystem::path& path, const Json& given, int threads) {
   try {
-    return std::make_unique<OnnxRuntime>(bundle / entry, manifest, threads);
+    return std::make_unique<OnnxRuntime>(path, given, threads);
   } catch (const Refused&) {
     throw;
   } catch (const std::exception& error) {
-    throw Refused("ONNX Runtime cannot load " + entry + ": " + error.what());
+    throw Refused("ONNX Runtime cannot load " + path.filename().string() + ": " + error.what());
   }
+}
+
+std::unique_ptr<Engine> open_engine(const std::filesystem::path& bundle, const Json& manifest, int threads) {
+  return open_file(bundle / manifest.at("entry").string(), manifest.at("runtime").at("options"), threads);
 }
 
 }  // namespace edgevit

@@ -158,7 +158,7 @@ namespace {
 template <class T, class V>
 const T& as(const V& value, const char* what) {
   if (const T* found = std::get_if<T>(&value)) return *found;
-  throw Refused(std::string("a value of manifest.json is not ") + what + kAgain);
+  throw Refused("a value of " + kFile + " is not " + what + kAgain);
 }
 
 }  // namespace
@@ -170,7 +170,7 @@ bool Json::has(const std::string& key) const { return object().count(key) != 0; 
 const Json& Json::at(const std::string& key) const {
   const auto& members = object();
   const auto found = members.find(key);
-  if (found == members.end()) throw Refused("manifest.json lacks " + key + kAgain);
+  if (found == members.end()) throw Refused(kFile + " lacks " + key + kAgain);
   return found->second;
 }
 
@@ -181,7 +181,7 @@ const Json::Object& Json::object() const { return as<Object>(value_, "an object"
 
 long Json::integer() const {
   const double found = number();
-  if (found != std::floor(found) || std::fabs(found) > 1e9) throw Refused("a value of manifest.json is no whole number" + kAgain);
+  if (found != std::floor(found) || std::fabs(found) > 1e9) throw Refused("a value of " + kFile + " is no whole number" + kAgain);
   return static_cast<long>(found);
 }
 

@@ -1,4 +1,4 @@
-// JSON (RFC 8259), as much as a manifest needs. Input is untrusted: every error is a Refused, depth is bounded.
+// JSON (RFC 8259), as much as a manifest or a job needs. Input is untrusted: every error is a Refused, depth is bounded.
 #pragma once
 
 #include <map>
