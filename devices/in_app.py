@@ -35,8 +35,8 @@ FAR = 0.1
 """Outputs that differ by more, relative: the device computes something else. float16 is within 0.02."""
 LAUNCH_S = 120.0
 """Seconds a launch without measuring may take: an app that starts, and the first compilation of a model."""
-HOT = ("serious", "severe", "critical", "emergency", "shutdown")
-"""Thermal states in which the system slows down, of iOS and of Android."""
+HOT = ("serious", "critical", "light", "moderate", "severe", "emergency", "shutdown")
+"""Thermal states in which the system slows down: of iOS the first two, of Android all but none."""
 
 
 class Launcher(Protocol):
@@ -133,8 +133,8 @@ class InApp:
     def device(self) -> dict[str, Any]:
         """What it is, as the system tells."""
         about = {key: self.facts.get(key) or UNKNOWN for key in ("model", "os", "arch")}
-        more = {"cpu": self.facts.get("cpu") or about["model"], "cores": self.facts["cores"]}
-        return {"name": self.name, **about, **more}
+        more = {key: self.facts[key] for key in ("cores", "build") if key in self.facts}
+        return {"name": self.name, **about, "cpu": self.facts.get("cpu") or about["model"], **more}
 
     def state(self) -> dict[str, Any]:
         """There is no load average of a phone."""
@@ -154,7 +154,7 @@ class InApp:
     def end(self) -> dict[str, Any]:
         """What the record says besides the rounds."""
         notes = [
-            f"{name}: {count} rounds began or ended while the device was hot ({'/'.join(HOT)}): let it cool, and again"
+            f"{name}: {count} rounds began or ended while the device was hot: let it cool, and again"
             for name, count in sorted(self.hot.items())
         ]
         return {"app": self.facts, "outputs": self.outputs, "notes": notes}

@@ -100,7 +100,7 @@ def test_a_bundle_is_measured_by_the_pushed_program(phone, runner, fast):
     record = found.to_json()
     assert record["fake"] is True  # the stand-in says so, and so does everything that came over it
     about = {"name": "phone", "model": "Example Phone 1", "os": "Android 15", "arch": "arm64", "cpu": "Maker SM1"}
-    assert record["device"] == {**about, "cores": 6}
+    assert record["device"] == {**about, "cores": 6, "build": "example/phone/1:15/A"}
     state = found.measurement.conditions["before"]
     assert (state["thermal"], state["temp_c"], state["battery"], state["charging"]) == (
         "none",
@@ -217,7 +217,7 @@ def test_what_goes_wrong_is_one_line(phone, runner, fast, change, match):
 
 
 def test_a_hot_phone_is_told(phone, runner, fast):
-    write(phone / "bin/dumpsys", DUMPSYS.format(state=3))
+    write(phone / "bin/dumpsys", DUMPSYS.format(state=1))
     assert any(
         note.startswith("fast: 2 rounds began or ended while")
         for note in measure(phone, runner, fast).to_json()["notes"]
