@@ -46,6 +46,8 @@ class Adb:
             raise MeasureError(f"serial={self.serial!r} is no serial number: give one that `adb devices` shows")
         if not self.work.startswith("/"):
             raise MeasureError(f"work={self.work!r} must be an absolute path on the phone")
+        if self.runner and not Path(self.runner).expanduser().is_absolute():
+            raise MeasureError(f"runner={self.runner!r} must be an absolute path here, such as $PWD/phone")
 
     def stand_in(self) -> bool:
         """Whether adb is one: then nothing that comes over it is a measurement. While connected."""

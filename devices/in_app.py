@@ -86,15 +86,15 @@ class App:
         return self.transport.run(["--job", f"{self.work}/job.json"], timeout_s=limit_s)
 
     def facts(self) -> dict[str, Any]:
-        """None."""
+        """The app says them."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """None."""
+        """The app says it when it is asked what it is."""
         return {}
 
     def thermal(self) -> str | None:
-        """None."""
+        """The app says it."""
         return None
 
 

@@ -183,6 +183,7 @@ def test_a_check_names_the_stand_in(phone, tmp_path, monkeypatch, capsys):
     [
         ({"transport": "adb", "serial": "-s"}, "no serial number"),
         ({"transport": "adb", "serial": "A", "work": "x"}, "absolute path on the phone"),
+        ({"transport": "adb", "serial": "A", "runner": "x"}, "absolute path here"),
         ({"transport": "ios-usb", "udid": "x", "app": APP}, "no identifier of a device"),
         ({"transport": "ios-usb", "udid": UDID, "app": "-x"}, "no bundle identifier"),
         ({"transport": "ios-mac", "host": "-x", "udid": UDID, "app": APP}, "no host"),
