@@ -133,7 +133,7 @@ class InApp:
     def device(self) -> dict[str, Any]:
         """What it is, as the system tells."""
         about = {key: self.facts.get(key) or UNKNOWN for key in ("model", "os", "arch")}
-        more = {key: self.facts[key] for key in ("cores", "build") if key in self.facts}
+        more: dict[str, Any] = {key: self.facts[key] for key in ("cores", "build") if key in self.facts}
         return {"name": self.name, **about, "cpu": self.facts.get("cpu") or about["model"], **more}
 
     def state(self) -> dict[str, Any]:
