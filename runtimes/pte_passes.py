@@ -80,9 +80,9 @@ def needed_passes() -> Iterator[None]:
         return decompose(program, decomp_table, **more) if decomposes(decomp_table, program.graph) else program
 
     xnnpack_preprocess.XNNPACKPassManager = Needed
-    ExportedProgram.run_decompositions = run_decompositions
+    ExportedProgram.run_decompositions = run_decompositions  # type: ignore[method-assign]
     try:
         yield
     finally:
         xnnpack_preprocess.XNNPACKPassManager = XNNPACKPassManager
-        ExportedProgram.run_decompositions = decompose
+        ExportedProgram.run_decompositions = decompose  # type: ignore[method-assign]
