@@ -41,6 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--storage", metavar="URL", help="a database URL, or journal:FILE (SQLite in the folder)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (0)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes of this machine (1)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="a worker on each node of this Ray cluster instead; or auto")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images per inference (static)")
     parser.add_argument("-o", "--out", type=Path, default=Path("study"), metavar="DIR", help="the study's folder")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         storage=arguments.storage,
         seed=arguments.seed,
         workers=arguments.workers,
+        ray=arguments.ray,
         batch=arguments.batch,
     )
     try:

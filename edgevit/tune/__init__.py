@@ -12,6 +12,8 @@ meter.py       latency beside dense: the device runner, or a fake
 turns.py       who may compute while latency is measured
 pool.py        trials in this process
 workers.py     trials in processes of this machine
+on_ray/        all of it on the nodes of a cluster
+site.py        which of these; where latency is measured and accuracy evaluated
 run.py         the loop
 result.py      the winner, measured again and on images the search never saw
 write.py       what is left in the folder

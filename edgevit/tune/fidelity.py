@@ -80,10 +80,7 @@ def engine_accuracy(shop: Workshop, job: Job, point: Point, figures: Figures) ->
 
 def latency(shop: Workshop, job: Job, point: Point, figures: Figures) -> str | None:
     """The engine on the device, beside dense."""
-    from edgevit.bundle import Bundle
-
-    bundle = Bundle.load(shop.settings.out / "bundles" / bundle_name(job.trial))
-    figures |= shop.meter.time([bundle], shop.dense)[0].to_json()
+    figures |= shop.meter.time([shop.bundle(bundle_name(job.trial))], shop.dense)[0].to_json()
     return None
 
 

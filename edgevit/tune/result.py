@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgevit.bundle import REPORT, SCHEMA, Bundle, staged, write_json
 from edgevit.errors import EdgeVitError, GateFailed
-from edgevit.evaluate import compare, evaluate
+from edgevit.evaluate import compare
 from edgevit.tune.fidelity import bundle_name
 from edgevit.tune.goal import front
 from edgevit.tune.record import Record
@@ -103,15 +103,14 @@ def _measured_again(shop: Workshop, finalists: Sequence[Record]) -> list[Record]
 
 def _holdout(shop: Workshop, winner: Record) -> dict[str, Any]:
     """The winner beside dense, on images that took no part."""
-    theirs = evaluate(shop.dense, shop.holdout, shop.progress)
-    ours = evaluate(_bundle(shop, winner), shop.holdout, shop.progress)
+    theirs, ours = shop.evaluate(shop.dense, "holdout"), shop.evaluate(_bundle(shop, winner), "holdout")
     against = compare(ours, theirs)
     found = Paired(against["flips_lost"], against["flips_won"], ours.images, False).to_json()
     return {**found, "top1": ours.top1, "dense_top1": theirs.top1, "agreement": against["agreement"]}
 
 
 def _bundle(shop: Workshop, record: Record) -> Bundle:
-    return Bundle.load(shop.settings.out / "bundles" / bundle_name(record.trial))
+    return shop.bundle(bundle_name(record.trial))
 
 
 def _result(study: Study) -> dict[str, Any]:

@@ -11,13 +11,12 @@ from statistics import median
 from edgevit.pipeline import Progress, silent
 from edgevit.tune.fidelity import bundle_name, record
 from edgevit.tune.goal import front
-from edgevit.tune.meter import meter
-from edgevit.tune.pool import Here, Pool
+from edgevit.tune.pool import Pool
 from edgevit.tune.record import TRIES, Job, Record, Trials, check_folder, held, import_optuna
 from edgevit.tune.result import Outcome, conclude
 from edgevit.tune.settings import TuneSettings
+from edgevit.tune.site import site
 from edgevit.tune.suggest import suggest
-from edgevit.tune.workers import Workers
 from edgevit.tune.workshop import Workshop
 from edgevit.tune.write import write_trials
 
@@ -32,18 +31,13 @@ def tune(settings: TuneSettings, progress: Progress = silent) -> Outcome:
     """Search, and write the result into `settings.out`. Raises GateFailed (nothing fits), EdgeVitError."""
     import_optuna()
     check_folder(settings)
-    shop = Workshop(settings, meter(settings.device), progress)
-    with held(settings) as name:
-        trials = Trials(settings, name, shop.space)
-        search = Search(shop, trials)
-        stopped = search.run(lambda: pool(shop))
-        return conclude(shop, trials.records(), stopped, lambda: search.spent_s)
-
-
-def pool(shop: Workshop) -> Pool:
-    """The workers of `--workers`."""
-    settings = shop.settings
-    return Here(shop) if settings.workers == 1 else Workers(settings, settings.workers)
+    with site(settings) as place:
+        shop = Workshop(settings, place.meter, progress, place.evaluate)
+        with held(settings) as name:
+            trials = Trials(settings, name, shop.space)
+            search = Search(shop, trials)
+            stopped = search.run(lambda: place.pool(shop))
+            return conclude(shop, trials.records(), stopped, lambda: search.spent_s)
 
 
 @dataclass

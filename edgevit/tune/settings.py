@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ class TuneSettings(ModelSettings):
     storage: str | None = None  # None: SQLite in the folder
     seed: int = 0
     workers: int = 1
+    ray: str | None = None  # a cluster's address, or auto
     batch: int = 1
 
     def __post_init__(self) -> None:
@@ -42,6 +43,15 @@ class TuneSettings(ModelSettings):
         for flag, value in (("--trials", self.trials), ("--workers", self.workers), ("--batch", self.batch)):
             if value is not None and value < 1:
                 raise EdgeVitError(f"{flag} {value} must be 1 or more")
+        if self.ray and self.workers > 1:
+            raise EdgeVitError(
+                f"--ray and --workers {self.workers} exclude each other: Ray runs a worker on each node of its cluster"
+            )
+        if self.ray and "://" in self.ray:
+            raise EdgeVitError(
+                f"--ray {self.ray} is not HOST:PORT or auto: make this machine a node of the cluster with "
+                "`ray start --address=HOST:PORT`, and give --ray auto"
+            )
 
     def fixed(self) -> dict[str, Any]:
         """What must not change between two calls of one study."""
@@ -61,6 +71,13 @@ class TuneSettings(ModelSettings):
             "preprocess": str(self.preprocess) if self.preprocess else None,
             "keep": list(self.keep) if self.keep else None,
         }
+
+    def anywhere(self) -> TuneSettings:
+        """The same with whole paths, for a process that started in another folder."""
+        paths = ("calib", "eval", "holdout", "preprocess")
+        whole = {name: path.absolute() for name in paths if (path := getattr(self, name))}
+        model = str(Path(self.model).absolute()) if Path(self.model).exists() else self.model
+        return replace(self, model=model, **whole)
 
     def export(self, point: Point, out: Path) -> ExportSettings:
         """The export of one point."""

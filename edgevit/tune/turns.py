@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Turns:
-    """Locks of a study folder, shared by its workers; the kernel frees them when their holder ends, however it ends."""
+    """Locks in a folder that workers share; the kernel frees them when their holder ends, however it ends."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,8 +30,14 @@ class Turns:
             if not local:
                 yield
                 return
-            with self._lock("turn", fcntl.LOCK_EX), self._lock("room", fcntl.LOCK_EX):
+            with self.quiet():
                 yield
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Wait until nobody computes, and let nobody begin."""
+        with self._lock("turn", fcntl.LOCK_EX), self._lock("room", fcntl.LOCK_EX):
+            yield
 
     @contextmanager
     def _lock(self, name: str, kind: int) -> Iterator[None]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgevit.bundle import Bundle, staged, write_json
 from edgevit.data import Dataset, read_dataset
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 CHUNK = 16
 """Images between two looks at the flips."""
 PROXY_IMAGES = 32
+BASELINE = "baseline.json"
+"""Answers of dense on the search images, in the study's folder."""
+Part = Literal["search", "holdout"]
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,22 @@ class Paired:
         return {"drop": self.drop, "drop_ci95": interval, "lost": self.lost, "won": self.won, "images": self.images}
 
 
+def alone(shop: Workshop, bundle: Bundle, part: Part) -> Evaluation:
+    """A bundle on all images of a part, in this process. Raises DataError, RuntimeRefusal."""
+    return evaluate(bundle, getattr(shop, part), shop.progress)
+
+
 class Workshop:
     """Loads once, then answers. Raises EdgeVitError for what a user must fix."""
 
-    def __init__(self, settings: TuneSettings, meter: Meter, progress: Progress = silent) -> None:
-        self.settings, self.meter, self.progress = settings, meter, progress
+    def __init__(
+        self,
+        settings: TuneSettings,
+        meter: Meter,
+        progress: Progress = silent,
+        evaluator: Callable[[Workshop, Bundle, Part], Evaluation] = alone,
+    ) -> None:
+        self.settings, self.meter, self.progress, self.evaluator = settings, meter, progress, evaluator
         self.target = runtime(settings.target)
         self.target.version()
         if not self.target.runner and meter.local:
@@ -97,12 +111,12 @@ class Workshop:
     @cached_property
     def baseline(self) -> Evaluation:
         """Its predictions on the search images."""
-        path = self.settings.out / "baseline.json"
+        path = self.settings.out / BASELINE
         with suppress(OSError, ValueError, TypeError):
             known = json.loads(path.read_text(encoding="utf-8"))
             if len(known["ranks"]) == len(self.search):
                 return Evaluation(known["bundle"], tuple(known["predicted"]), tuple(known["ranks"]), known["seconds"])
-        found = evaluate(self.dense, self.search, self.progress)
+        found = self.evaluate(self.dense, "search")
         if found.top1 == 0:
             raise EdgeVitError(
                 f"{self.checkpoint.name} gets none of the {found.images} search images of {self.settings.eval} right: "
@@ -115,6 +129,14 @@ class Workshop:
         """Build and evaluate dense, before any worker, of which each would do so."""
         self.holdout.check_labels(self.dense.classes)
         self.progress(f"dense {self.dense_point.precision}: {len(self.baseline.ranks)} search images", 0, 0)
+
+    def evaluate(self, bundle: Bundle, part: Part) -> Evaluation:
+        """A bundle on all images of a part."""
+        return self.evaluator(self, bundle, part)
+
+    def bundle(self, name: str) -> Bundle:
+        """What `build` left. Raises BundleError."""
+        return Bundle.load(self.settings.out / "bundles" / name)
 
     def build(self, point: Point, name: str) -> Bundle:
         """The engine of a point in `bundles/NAME`, as `edgevit export` builds it. Raises EdgeVitError."""

@@ -1,0 +1,280 @@
+"""A cluster of two nodes on this machine finds what one process finds; a killed worker or driver loses no trial."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+from edgevit.bundle import Bundle
+from edgevit.errors import EdgeVitError
+from edgevit.tune.on_ray.carry import pack, unpack
+from edgevit.tune.on_ray.cluster import alive, nodes
+from edgevit.tune.on_ray.place import claim, machine
+from edgevit.tune.on_ray.staff import Staff
+from edgevit.tune.run import tune
+from tests.tune.conftest import settings
+from tests.tune.test_study import found, trials
+from tests.tune.test_workers import until
+
+pytest.importorskip("optuna")
+
+TRIALS, START_S = 6, 60
+SCRIPT = """
+import dataclasses, sys
+from pathlib import Path
+import ray
+from edgevit.tune.goal import Goal
+from edgevit.tune.run import tune
+from edgevit.tune.settings import TuneSettings
+
+def two_floats():
+    from edgevit.runtimes.fake import Fake
+    Fake.policy = dataclasses.replace(Fake.policy, precisions=("fp32", "bf16"), tolerance={"fp32": 1e-5, "bf16": 1e-5})
+
+if __name__ == "__main__":
+    data, out, trials, address = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    two_floats()
+    ray.init(address=address, log_to_driver=False, runtime_env={"worker_process_setup_hook": two_floats})
+    tune(TuneSettings(
+        model="model.pt", target="fake", device="fake", calib=Path("calib.csv"), eval=Path("eval.csv"),
+        preprocess=Path("pre.json"), trust_pickle=True, goal=Goal("max-drop", 40.0), trials=trials, out=out,
+        ray=address,
+    ))
+"""
+
+
+def ray_start(*flags):
+    """A node of one CPU, until it is terminated."""
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1",
+        "--object-store-memory=200000000", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats",
+        *flags,
+    ]  # fmt: skip
+    # By default Ray's workers yield to every other process of the machine.
+    return subprocess.Popen(command, env={**os.environ, "RAY_worker_niceness": "0"}, stdout=subprocess.DEVNULL)
+
+
+def nodes_alive(address):
+    """Node ids, as a process of its own sees them."""
+    code = (
+        f"import ray; ray.init(address={address!r}, logging_level='ERROR')\n"
+        "print([n['NodeID'] for n in ray.nodes() if n['Alive']])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return len(json.loads(done.stdout.splitlines()[-1].replace("'", '"'))) if done.returncode == 0 else 0
+
+
+@pytest.fixture(scope="module")
+def head():
+    """Address of a cluster of one node, which owns no device."""
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as place:
+        node = ray_start("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={place}")
+        try:
+            wait_for(f"127.0.0.1:{port}", 1)
+            yield f"127.0.0.1:{port}"
+        finally:
+            stop(node)
+
+
+@pytest.fixture
+def both(head):
+    """Its address, with a second node that owns the device."""
+    node = ray_start(f"--address={head}", "--resources", '{"edgevit-device": 1}')
+    try:
+        wait_for(head, 2)
+        yield head
+    finally:
+        stop(node)
+
+
+def wait_for(address, count):
+    """Until a cluster has so many nodes."""
+    end = time.monotonic() + START_S
+    while nodes_alive(address) < count:
+        assert time.monotonic() < end, f"{address} has not {count} nodes"
+
+
+@contextlib.contextmanager
+def connected(address):
+    """As `edgevit tune` is."""
+    import ray
+
+    with warnings.catch_warnings():  # on what later versions of Ray will do
+        warnings.simplefilter("ignore")
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def kill_node(node):
+    """As a power cut does."""
+    for pid in Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
+    node.kill()
+    node.wait(30)
+
+
+def stop(node):
+    """End a node and its processes."""
+    node.terminate()
+    node.wait(30)
+
+
+def ray_workers():
+    """Processes that run trials, by the title Ray gives them."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cmdline").read_text().startswith("ray::Worker"):
+                found.append(int(folder.name))
+        except OSError:  # it ended
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for Ray's workers in /proc")
+def test_a_study_on_two_nodes_survives_a_killed_worker_and_a_killed_driver(quick, material, tmp_path, both):
+    script, out = tmp_path / "script.py", tmp_path / "study"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(material), str(out), str(TRIALS), both]
+
+    def ended() -> int:
+        return len(trials(out)) if (out / "trials.jsonl").exists() else 0
+
+    with subprocess.Popen(command, cwd=material, stderr=subprocess.PIPE, text=True) as driver:
+        until(lambda: ended() >= 1, driver)
+        assert len(ray_workers()) == 2
+        os.kill(ray_workers()[0], signal.SIGKILL)
+        until(lambda: ended() >= 3, driver)
+        driver.kill()
+    assert 3 <= ended() < TRIALS
+    end = time.monotonic() + START_S
+    while ray_workers():  # they end with their driver
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    again = subprocess.run(command, cwd=material, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+
+    alone = tune(settings(material, tmp_path / "alone", trials=TRIALS))
+    assert found(out) == found(tmp_path / "alone")
+    assert 1 <= sum(t["tries"] - 1 for t in trials(out)) <= 1 + 2  # the worker's, and those of the driver's end
+    result = json.loads((out / "result.json").read_text())
+    assert result["trials"] == alone.result["trials"]
+    assert result["holdout"] == alone.result["holdout"]
+    for key in ("schedule", "precision", "speedup"):
+        assert result["best"][key] == alone.result["best"][key]
+    assert str(material) not in result["best"]["command"]  # paths as they were given, not as the nodes read them
+    assert Bundle.load(out / "winner").manifest["files"] == Bundle.load(tmp_path / "alone" / "winner").manifest["files"]
+
+
+@pytest.mark.slow
+def test_a_dead_node_loses_what_it_was_at_and_one_that_joins_gets_a_worker(head):
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    class Sleeper:  # defined here, so that nodes get it by value
+        def ready(self):
+            return None
+
+        def sleep(self, seconds):
+            time.sleep(seconds)
+            return "slept"
+
+        def leave(self):
+            return None
+
+    def hire(node):
+        there = NodeAffinitySchedulingStrategy(node.key, soft=False)
+        actor = ray.remote(Sleeper).options(num_cpus=node.cpus, scheduling_strategy=there).remote()
+        return actor, actor.ready.remote()
+
+    doomed = ray_start(f"--address={head}")
+    wait_for(head, 2)
+    with connected(head):
+        staff = Staff(hire, alive)
+        assert staff.room == 2
+        for name in ("one", "two"):
+            staff.submit(name, "sleep", 5)
+        kill_node(doomed)
+        ended = dict(staff.wait())
+        while len(ended) < 2:
+            ended |= dict(staff.wait())
+        assert sorted(ended.values(), key=str) == [None, "slept"]
+        other = ray_start(f"--address={head}")
+        try:
+            end = time.monotonic() + START_S
+            while staff.room < 2:
+                assert time.monotonic() < end
+                staff.submit("more", "sleep", 1)
+                assert staff.wait() == [("more", "slept")]
+            staff.close()
+        finally:
+            stop(other)
+
+
+@pytest.mark.slow
+def test_where_the_device_leaves_the_study_ends_with_a_line(head):
+    owner = ray_start(f"--address={head}", "--resources", '{"edgevit-device": 1}')
+    wait_for(head, 2)
+    with connected(head):
+        assert [node.device for node in sorted(nodes(), key=lambda n: n.device)] == [False, True]
+        kill_node(owner)
+        end = time.monotonic() + START_S
+        while any(node.device for node in alive()):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        with pytest.raises(EdgeVitError, match="no node of the Ray cluster has the resource edgevit-device"):
+            nodes()
+
+
+@pytest.mark.slow
+def test_a_cluster_without_a_device_is_refused(head, words, cli):
+    said = cli(*words, "--max-drop", 40, "--ray", head)
+    assert said.code == 1
+    assert "no node of the Ray cluster has the resource edgevit-device" in said.message
+
+
+def test_settings_that_exclude_each_other_are_refused(words, refused):
+    assert "exclude each other" in refused(*words, "--max-drop", 1, "--ray", "auto", "--workers", 2)
+    assert "is not HOST:PORT or auto" in refused(*words, "--max-drop", 1, "--ray", "ray://127.0.0.1:10001")
+
+
+def test_without_the_package_the_line_to_type_is_given(words, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "pip install 'edgevit[ray]'" in refused(*words, "--max-drop", 1, "--ray", "auto")
+
+
+def test_a_bundle_comes_back_as_it_was(fake_bundle, tmp_path):
+    built = Bundle.load(fake_bundle)
+    back = unpack(pack(built), tmp_path / "elsewhere")
+    assert back.manifest == built.manifest
+    assert back.folder.name == built.folder.name
+
+
+def test_what_a_dead_process_left_is_removed_and_what_a_living_one_holds_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (machine() / "dead").mkdir()
+    living = claim()
+    (living.folder / "bundle").write_text("x")
+    other = claim()
+    assert {p.name for p in machine().iterdir() if p.is_dir()} == {living.folder.name, other.folder.name}
+    assert (living.folder / "bundle").exists()
+    living.remove()
+    other.remove()
+    assert not living.folder.exists()
