@@ -16,7 +16,7 @@ from edgevit.bundle import Bundle
 from edgevit.errors import EdgeVitError, missing_extra
 from edgevit.evaluate import Evaluation
 from edgevit.tune.on_ray.carry import pack, unpack
-from edgevit.tune.on_ray.device import Device, FarMeter, cause
+from edgevit.tune.on_ray.device import Device, FarMeter, told
 from edgevit.tune.on_ray.staff import LEAVE_S, START_S, Node, Staff
 from edgevit.tune.on_ray.worker import Base, Worker, fingerprint
 from edgevit.tune.record import TRIES, Job, Record
@@ -88,7 +88,7 @@ class Cluster:
                 f"the node with {RESOURCE} gave nothing within {START_S:g} s: another study may hold it (`ray status`)"
             ) from error
         except ray.exceptions.RayTaskError as error:
-            raise cause(error) from None
+            raise told(f"the node with {RESOURCE}", error) from None
         except ray.exceptions.RayError as error:
             said = " ".join(str(error).split())[:200]
             raise EdgeVitError(f"nothing starts on the node with {RESOURCE} ({said})") from error

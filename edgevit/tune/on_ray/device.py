@@ -90,6 +90,12 @@ class FarMeter:
         return found
 
 
+def told(where: str, error: Any) -> Exception:
+    """`cause`, with the node that says it."""
+    found = cause(error)
+    return EdgeVitError(f"{where}: {found}") if isinstance(found, EdgeVitError) else found
+
+
 def cause(error: Any) -> Exception:
     """What was raised on the node, where a user can fix it; else all that Ray says, with the node's traceback."""
     return error.cause if isinstance(error.cause, EdgeVitError) else error  # type: ignore[no-any-return]

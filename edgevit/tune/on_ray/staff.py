@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from edgevit.errors import EdgeVitError
-from edgevit.tune.on_ray.device import cause
+from edgevit.tune.on_ray.device import told
 
 START_S = 300.0
 """For all workers to load their model."""
@@ -116,7 +116,7 @@ class Staff:
                 found = ray.get(reference)
             except ray.exceptions.RayTaskError as error:
                 self.free.append(hand)
-                raise _told(hand.node, error) from None
+                raise told(f"node {hand.node.name}", error) from None
             except ray.exceptions.RayError as error:
                 ray.kill(hand.actor)  # a node that is only out of reach
                 self._died(hand.node, error if task is None else None)
@@ -146,8 +146,3 @@ class Staff:
         if self.deaths[node.key] >= STARTS and node.key in {n.key for n in self.nodes()}:
             said = " ".join(str(starting).split())[:200]
             raise EdgeVitError(f"node {node.name}: its worker died {STARTS} times while it started ({said})")
-
-
-def _told(node: Node, error: Any) -> Exception:
-    found = cause(error)
-    return EdgeVitError(f"node {node.name}: {found}") if isinstance(found, EdgeVitError) else found

@@ -99,10 +99,19 @@ class Worker:
 
 
 def fingerprint(shop: Workshop) -> dict[str, str]:
-    """What must be the same on every node: edgevit, the model, and which images there are in which order."""
+    """What must be the same on every node that gives answers.
+
+    Precisions differ where processors do: int8 saturates on some.
+    """
     data = {"--calib": shop.calib, "--eval": shop.search, "--holdout": shop.holdout}
     seen = {flag: f"{len(d)} images ({_digest(d)})" for flag, d in data.items()}
-    return {"edgevit": __version__, "the model": f"sha256 {shop.checkpoint.sha256[:12]}", **seen}
+    return {
+        "edgevit": __version__,
+        shop.target.name: shop.target.version(),
+        "the list of precisions": ", ".join(shop.space.precisions),
+        "the model": f"sha256 {shop.checkpoint.sha256[:12]}",
+        **seen,
+    }
 
 
 def _digest(data: Dataset) -> str:
