@@ -29,6 +29,8 @@ RESOURCE = "edgevit-device"
 START_IT = f"ray start --resources '{{\"{RESOURCE}\": 1}}'"
 SHARES = 4
 """Of an evaluation for each worker: a slow node holds the others up for one share at most."""
+LEAST = 16
+"""Images of a share: opening the engine takes as long as some."""
 
 
 def import_ray() -> Any:
@@ -100,27 +102,28 @@ class Cluster:
         staff = self._staff(shop)
         packed, count = ray.put(pack(bundle)), len(getattr(shop, part))
         batch = bundle.engine.inputs.batch
-        size = -(-count // (SHARES * staff.size * batch)) * batch  # whole batches: only the last one is padded
+        share = max(LEAST, -(-count // (SHARES * staff.size)))
+        size = -(-share // batch) * batch  # whole batches: only the last one is padded
         todo = [(start, min(start + size, count)) for start in range(0, count, size)][::-1]
         found: dict[int, Evaluation] = {}
         deaths: Counter[int] = Counter()
         while sum(len(done.ranks) for done in found.values()) < count:
             while todo and staff.room:
-                share = todo.pop()
-                staff.submit(share, "evaluate", packed, part, *share)
-            for share, done in staff.wait():
+                ends = todo.pop()
+                staff.submit(ends, "evaluate", packed, part, *ends)
+            for ends, done in staff.wait():
                 if done is not None:
-                    found[share[0]] = done
+                    found[ends[0]] = done
                     continue
-                todo.append(share)
-                deaths[share[0]] += 1
-                if deaths[share[0]] >= TRIES:
-                    raise EdgeVitError(f"{TRIES} workers died evaluating {bundle.name} on images from {share[0]}")
+                todo.append(ends)
+                deaths[ends[0]] += 1
+                if deaths[ends[0]] >= TRIES:
+                    raise EdgeVitError(f"{TRIES} workers died evaluating {bundle.name} on images from {ends[0]}")
             shop.progress(f"evaluate {bundle.name}", sum(len(done.ranks) for done in found.values()), count)
         shares = [found[start] for start in sorted(found)]
-        predicted = tuple(answer for share in shares for answer in share.predicted)
-        ranks = tuple(rank for share in shares for rank in share.ranks)
-        return Evaluation(bundle.name, predicted, ranks, sum(share.seconds for share in shares))
+        predicted = tuple(answer for one in shares for answer in one.predicted)
+        ranks = tuple(rank for one in shares for rank in one.ranks)
+        return Evaluation(bundle.name, predicted, ranks, sum(one.seconds for one in shares))
 
     def pool(self, shop: Workshop) -> OnRay:
         """The workers, for trials."""
