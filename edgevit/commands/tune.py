@@ -40,6 +40,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trials", type=int, metavar="N", help="end after so many, if the budget lasts")
     parser.add_argument("--storage", metavar="URL", help="a database URL, or journal:FILE (SQLite in the folder)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (0)")
+    parser.add_argument(
+        "--generation", type=int, default=4, metavar="N", help="trials chosen together (4); one for each node or worker"
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes of this machine (1)")
     parser.add_argument("--ray", metavar="ADDRESS", help="a worker on each node of this Ray cluster instead; or auto")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images per inference (static)")
@@ -72,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         trials=arguments.trials,
         storage=arguments.storage,
         seed=arguments.seed,
+        generation=arguments.generation,
         workers=arguments.workers,
         ray=arguments.ray,
         batch=arguments.batch,

@@ -91,6 +91,8 @@ FIDELITIES = (
     Fidelity("latency", latency, measures=True),
 )
 """In this order, each far cheaper than the next."""
+WAITING = "waiting"
+"""Beside them in a trial's seconds: for its turn, while others measured or computed."""
 
 
 def bundle_name(trial: int) -> str:
@@ -102,12 +104,13 @@ def run_trial(shop: Workshop, job: Job) -> Record:
     """All looks, until one ends it. A refusal prunes; anything else that escapes fails this trial, with its place."""
     point = shop.space.point(job.params)
     figures: Figures = {}
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float] = {WAITING: 0.0}
     state, stopped_at, why = "complete", None, None
     for look in FIDELITIES:
-        started = time.monotonic()
+        asked = started = time.monotonic()
         try:
             with shop.turns.measuring(shop.meter.local) if look.measures else shop.turns.computing():
+                started = time.monotonic()
                 why = look.run(shop, job, point, figures)
             state = "pruned" if why else state
         except EdgeVitError as error:
@@ -117,6 +120,7 @@ def run_trial(shop: Workshop, job: Job) -> Record:
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({last.filename}:{last.lineno})"
             state = "failed"
         seconds[look.name] = round(time.monotonic() - started, 2)
+        seconds[WAITING] = round(seconds[WAITING] + started - asked, 2)
         if why:
             stopped_at = look.name
             break

@@ -89,7 +89,7 @@ class Search:
         most = None if settings.trials is None else settings.trials - len(records)
         for number in (last, last + 1):
             earlier = [r for r in records if r.generation < number]
-            choices = suggest(self.shop.space, settings.goal, earlier, number, settings.seed)
+            choices = suggest(self.shop.space, settings.goal, earlier, number, settings.seed, settings.generation)
             done = {r.slot for r in records if r.generation == number}
             todo = [(slot, params) for slot, params in enumerate(choices) if slot not in done][:most]
             if todo:

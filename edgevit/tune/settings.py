@@ -13,6 +13,7 @@ from edgevit.errors import EdgeVitError
 from edgevit.model_settings import ModelSettings, model_keywords
 from edgevit.pipeline import ExportSettings
 from edgevit.tune.goal import Goal
+from edgevit.tune.suggest import GENERATION
 
 if TYPE_CHECKING:
     from edgevit.tune.space import Point
@@ -33,6 +34,7 @@ class TuneSettings(ModelSettings):
     trials: int | None = None
     storage: str | None = None  # None: SQLite in the folder
     seed: int = 0
+    generation: int = GENERATION
     workers: int = 1
     ray: str | None = None  # a cluster's address, or auto
     batch: int = 1
@@ -40,9 +42,10 @@ class TuneSettings(ModelSettings):
     def __post_init__(self) -> None:
         if not (math.isfinite(self.budget_s) and self.budget_s > 0):
             raise EdgeVitError(f"--budget {self.budget_s:g}s must be more than 0, as in 30m, 90s or 2h")
-        for flag, value in (("--trials", self.trials), ("--workers", self.workers), ("--batch", self.batch)):
+        for name in ("trials", "generation", "workers", "batch"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise EdgeVitError(f"{flag} {value} must be 1 or more")
+                raise EdgeVitError(f"--{name} {value} must be 1 or more")
         if self.ray and self.workers > 1:
             raise EdgeVitError(
                 f"--ray and --workers {self.workers} exclude each other: Ray runs a worker on each node of its cluster"
@@ -65,6 +68,7 @@ class TuneSettings(ModelSettings):
             "holdout": str(self.holdout) if self.holdout else None,
             "goal": str(self.goal),
             "seed": self.seed,
+            "generation": self.generation,
             "arch": self.arch,
             "input_size": shape,
             "batch": self.batch,

@@ -18,15 +18,17 @@ from edgevit.tune.record import Record, import_optuna
 from edgevit.tune.space import Point, Space
 
 GENERATION = 4
-"""Trials that are chosen together, whatever the number of workers, which see nothing of each other."""
+"""Trials that are chosen together by default, whatever the number of workers, which see nothing of each other."""
 ASKS = 50
 """Tries of the sampler for a choice that is new."""
 
 Params = dict[str, Any]
 
 
-def suggest(space: Space, goal: Goal, records: Sequence[Record], generation: int, seed: int) -> list[Params]:
-    """The choices of a generation; none where everything was tried."""
+def suggest(
+    space: Space, goal: Goal, records: Sequence[Record], generation: int, seed: int, together: int = GENERATION
+) -> list[Params]:
+    """The choices of a generation, its number; none where everything was tried. together: how many the sampler adds."""
     if generation == 0:
         return _dense(space, space.precisions[: space.opening])
     precisions = useful(space, goal, records)
@@ -35,7 +37,7 @@ def suggest(space: Space, goal: Goal, records: Sequence[Record], generation: int
     rest = _dense(space, space.precisions[space.opening :])
     if generation <= 2 and rest and not any(r.params == rest[0] for r in records):
         return rest
-    return _sampled(space, goal, records, precisions, random.Random(f"{seed} {generation}"))
+    return _sampled(space, goal, records, precisions, random.Random(f"{seed} {generation}"), together)
 
 
 def useful(space: Space, goal: Goal, records: Sequence[Record]) -> list[str]:
@@ -68,7 +70,12 @@ def _new(space: Space, precisions: Sequence[str], records: Sequence[Record]) -> 
 
 
 def _sampled(
-    space: Space, goal: Goal, records: Sequence[Record], precisions: Sequence[str], draw: random.Random
+    space: Space,
+    goal: Goal,
+    records: Sequence[Record],
+    precisions: Sequence[str],
+    draw: random.Random,
+    together: int,
 ) -> list[Params]:
     left = {str(space.point(params)): params for params in _new(space, precisions, records)}
     optuna = import_optuna()
@@ -84,7 +91,7 @@ def _sampled(
             told = {"params": dict(record.params), "values": goal.values(record)}
             study.add_trial(optuna.trial.create_trial(**told, distributions=distributions))
     chosen: list[Params] = []
-    for _ in range(GENERATION):
+    for _ in range(together):
         if not left:
             break
         point = next((p for p in (_ask(study, distributions, space) for _ in range(ASKS)) if str(p) in left), None)
