@@ -49,6 +49,11 @@ class Adb:
         if self.runner and not Path(self.runner).expanduser().is_absolute():
             raise MeasureError(f"runner={self.runner!r} must be an absolute path here, such as $PWD/phone")
 
+    @property
+    def phone(self) -> str:
+        """Its serial number."""
+        return self.serial
+
     def stand_in(self) -> bool:
         """Whether adb is one: then nothing that comes over it is a measurement. While connected."""
         return is_fake("adb")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgevit.devices.conditions import UNKNOWN
 from edgevit.devices.config import Device
+from edgevit.devices.lock import session_lock
 from edgevit.devices.plan import IN_APP, Job, Setup, pseudo_random
 from edgevit.devices.rounds import checked, read_record
 from edgevit.devices.transport import Done, PhoneTransport
@@ -264,7 +265,11 @@ def held(device: Device, jobs: Sequence[Job]) -> Iterator[InApp]:
                 f"{job.bundle}: runner {job.runner!r} is none of {device.name}: export for "
                 f"{' or '.join(launcher.runners)}"
             )
-    with transport.connect(), tempfile.TemporaryDirectory(prefix="edgevit-app-") as folder:
+    with (
+        session_lock(transport.phone),
+        transport.connect(),
+        tempfile.TemporaryDirectory(prefix="edgevit-app-") as folder,
+    ):
         session = InApp(device.name, launcher, jobs, Path(folder), transport.stand_in())
         session.open()
         yield session

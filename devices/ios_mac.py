@@ -98,6 +98,11 @@ class IosMac:
                 "Settings, Privacy & Security"
             )
 
+    @property
+    def phone(self) -> str:
+        """Its UDID."""
+        return self.udid
+
     def stand_in(self) -> bool:
         """Whether the Mac's xcrun is one: then nothing that comes over it is a measurement. While connected."""
         return FAKE in self._mac.run(["sh", "-c", 'head -c 400 "$(command -v xcrun)"']).stdout

@@ -44,6 +44,11 @@ class IosUsb:
     def __post_init__(self) -> None:
         check(self.udid, self.app)
 
+    @property
+    def phone(self) -> str:
+        """Its UDID."""
+        return self.udid
+
     def stand_in(self) -> bool:
         """Whether the program is one: then nothing that comes over it is a measurement. While connected."""
         return is_fake(PROGRAM)

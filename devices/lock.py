@@ -1,4 +1,4 @@
-"""One latency session at a time on a machine: a lock file in the temporary directory.
+"""One latency session at a time on a machine, or on a phone reached from it: a lock file in the temporary directory.
 
 The lock is the kernel's (`flock`), so it ends with its holder, however that ends: a file left behind by a
 killed process refuses nobody. The file's text is only for the message. Standard library alone, Python 3.9 or later:
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,9 +18,10 @@ from pathlib import Path
 from edgevit.errors import MachineBusy, MeasureError
 
 
-def lock_path() -> Path:
-    """Where the lock of this machine is."""
-    return Path(tempfile.gettempdir()) / "edgevit-profile.lock"
+def lock_path(phone: str = "") -> Path:
+    """Where the lock of this machine is, or of a phone by its serial number."""
+    name = re.sub(r"[^A-Za-z0-9]", "_", phone)
+    return Path(tempfile.gettempdir()) / f"edgevit-profile{'-' if name else ''}{name}.lock"
 
 
 def _alive(pid: int) -> bool:
@@ -33,20 +35,20 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _refusal(path: Path) -> MachineBusy:
+def _refusal(path: Path, phone: str) -> MachineBusy:
     """Who holds the lock, as an error."""
-    text = ""
+    where, text = f"phone {phone}" if phone else "this machine", ""
     with suppress(OSError):
         text = path.read_text("ascii", "replace").strip()
     if not text.isdigit():
-        return MachineBusy(f"another edgevit profile is running here ({path}): wait for it to end")
+        return MachineBusy(f"another edgevit profile is running on {where} ({path}): wait for it to end")
     if not _alive(int(text)):
         return MachineBusy(
-            f"a runner of the edgevit profile that was process {text} is still running on this machine: "
+            f"a runner of the edgevit profile that was process {text} is still running on {where}: "
             "it ends by itself within a round, try again then"
         )
     return MachineBusy(
-        f"another edgevit profile (process {text}) is running on this machine, and two at once would "
+        f"another edgevit profile (process {text}) is running on {where}, and two at once would "
         "slow each other: wait for it to end, or stop that process"
     )
 
@@ -67,20 +69,20 @@ def _open(path: Path) -> int:
 
 
 @contextmanager
-def session_lock() -> Iterator[int]:
-    """Hold the machine's lock; yields its descriptor, or raises MachineBusy naming the holding process.
+def session_lock(phone: str = "") -> Iterator[int]:
+    """Hold the machine's lock, or a phone's; yields its descriptor, or raises MachineBusy naming the holding process.
 
     A child that inherits the descriptor holds the lock too: when its parent is killed, the next session is
     refused until the orphaned runner has ended.
     """
-    path = lock_path()
+    path = lock_path(phone)
     while True:
         held = _open(path)
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(held)
-            raise _refusal(path) from error
+            raise _refusal(path, phone) from error
         # The last holder may have removed this file between our open and our lock: then it locks nothing.
         with suppress(FileNotFoundError):
             if os.fstat(held).st_ino == path.stat().st_ino:

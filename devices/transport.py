@@ -87,6 +87,10 @@ class PythonTransport(Transport, Protocol):
 class PhoneTransport(Transport, Protocol):
     """A way to a device that runs no Python, by a program that may be a stand-in."""
 
+    @property
+    def phone(self) -> str:
+        """What tells it from every other: serial number or UDID."""
+
     def stand_in(self) -> bool:
         """Whether it is: then nothing that comes over it is a measurement. While connected."""
 

@@ -12,8 +12,9 @@ from edgevit.bundle import Bundle
 from edgevit.devices import bench, config
 from edgevit.devices.app_project import SOURCES, write_app
 from edgevit.devices.bench import BenchPlan
+from edgevit.devices.lock import session_lock
 from edgevit.devices.plan import IN_APP, Setup
-from edgevit.errors import MeasureError
+from edgevit.errors import MachineBusy, MeasureError
 from edgevit.measure import job
 from edgevit.runtimes import runtime
 from tests.devices.test_phones import APP, UDID
@@ -113,6 +114,13 @@ def test_outputs_that_are_others(phone, device, made):
         measure(device, made)
     (phone / "outputs.json").write_text("[[1.0]]")
     with pytest.raises(MeasureError, match=r"outputs of \(1, 1\) came back"):
+        measure(device, made)
+
+
+def test_one_session_at_a_time_on_a_phone(phone, device, made):
+    with session_lock(UDID), pytest.raises(MachineBusy, match=rf"process {os.getpid()}\) is running on phone {UDID}"):
+        measure(device, made)
+    with session_lock("another"):
         measure(device, made)
 
 
