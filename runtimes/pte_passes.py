@@ -36,12 +36,19 @@ NEEDS: Mapping[str, frozenset[str]] = {
 
 
 def decomposes(table: Mapping[Any, Any] | None, graph: Graph) -> bool:
-    """Whether a decomposition may change a program: one of its operators is there, or one writes into its input.
+    """Whether a decomposition may change a program: one of its operators is there, is made of others, or writes.
 
-    Into nothing (`{}`) it only takes away such writes, as does the next one.
+    Into nothing (`{}`) it still takes away writes into inputs, and what torch itself makes of others, as `reshape`.
     """
     calls = [node.target for node in graph.nodes if node.op == "call_function"]
-    return table is None or any(op in table or _writes(op) for op in calls)
+    return table is None or any(op in table or _is_composite(op) or _writes(op) for op in calls)
+
+
+def _is_composite(operator: Any) -> bool:
+    from torch import _C, _ops
+
+    is_torch = isinstance(operator, _ops.OpOverload)
+    return is_torch and bool(_C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd"))
 
 
 def _writes(operator: Any) -> bool:
