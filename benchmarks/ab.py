@@ -1,6 +1,6 @@
 """Can `edgevit profile` be trusted: no difference where there is none, a true one of 5 % found, and nothing added.
 
-    python benchmarks/ab.py -o DIR [--repetitions 20] [--rounds 12] [--seconds 1.5] [--threads 1]
+    python benchmarks/ab.py -o DIR [--repetitions 20] [--rounds 12] [--seconds 1.5] [--turn 5] [--threads 1]
 
 Three demonstrations on this machine, in ONNX Runtime, with random weights (time does not depend on them):
 
@@ -119,12 +119,14 @@ def main() -> int:
     parser.add_argument("--repetitions", type=int, default=20, metavar="N")
     parser.add_argument("--rounds", type=int, default=12, metavar="N")
     parser.add_argument("--seconds", type=float, default=1.5, metavar="S", help="of sampling, a round")
+    parser.add_argument("--turn", type=int, default=5, metavar="N", help="as of edgevit profile; 0: round after round")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
     arguments = parser.parse_args()
     from edgevit.devices.plan import BenchPlan
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    plan = BenchPlan(rounds=arguments.rounds, threads=arguments.threads, min_seconds=arguments.seconds)
+    few = {"min_seconds": arguments.seconds, "turn": arguments.turn}
+    plan = BenchPlan(rounds=arguments.rounds, threads=arguments.threads, **few)
     base, more = build(arguments.out, DEPTH), build(arguments.out, DEPTH + 1)
     copy = arguments.out / "copy.onnx"
     shutil.copyfile(base, copy)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, cast
 
-from edgevit.devices import conditions
+from edgevit.devices import conditions, pair
 from edgevit.devices.config import Device
 from edgevit.devices.plan import BUILDERS, BenchPlan, Job, Setup
 from edgevit.devices.result import Profile, Side, record
-from edgevit.devices.session import Session, here
+from edgevit.devices.session import Here, Session, here
 from edgevit.devices.transport import PageTransport, Tell
 from edgevit.errors import MeasureError
 from edgevit.stages import Measurement, Round
@@ -44,11 +44,11 @@ class Slot(NamedTuple):
     side: Side
 
 
-def order(jobs: Sequence[Job], against: Job | None, rounds: int) -> list[Slot]:
+def order(jobs: Sequence[Job], against: Job | None, rounds: int, in_turns: bool = False) -> list[Slot]:
     """The order of the rounds: `rounds` of each job.
 
-    With `against` as A: for each block, for each bundle B: A B B A. Without: all bundles forward, then
-    backward.
+    With `against` as A: for each block, for each bundle B: A B B A; in turns, each A B is a block, and so is each B A.
+    Without: all bundles forward, then backward.
     """
     slots: list[Slot] = []
     if against is None:
@@ -56,15 +56,18 @@ def order(jobs: Sequence[Job], against: Job | None, rounds: int) -> list[Slot]:
             turn = list(jobs) if number % 2 == 0 else list(reversed(jobs))
             slots += [Slot(job, Side(number // 2, "bundle", job.bundle)) for job in turn]
         return slots
-    for block in range((rounds + 1) // 2):
+    for block in range(rounds if in_turns else (rounds + 1) // 2):
         for job in jobs:
-            pair = [
+            both = [
                 Slot(against, Side(block, "against", job.bundle)),
                 Slot(job, Side(block, "bundle", job.bundle)),
             ]
-            slots += pair
+            if in_turns:
+                slots += both if block % 2 == 0 else reversed(both)
+                continue
+            slots += both
             if 2 * block + 1 < rounds:
-                slots += reversed(pair)
+                slots += reversed(both)
     return slots
 
 
@@ -94,11 +97,13 @@ def profile(
     """
     plan, setup = plan or BenchPlan(), setup or Setup()
     _check(jobs, against)
+    if plan.turn:
+        _check_turns(jobs, against, device)
     if device is None and setup.hold:
         raise MeasureError(
             f"holding {', '.join(setup.hold)} needs --device NAME; for this machine, add one of transport local"
         )
-    slots = order(jobs, against, plan.rounds)
+    slots = order(jobs, against, plan.rounds, plan.turn > 0)
     rounds: list[Round] = []
     records: list[Mapping[str, Any]] = []
     every = [*jobs, *([against] if against else [])]
@@ -106,14 +111,9 @@ def profile(
         session.prepare(setup)
         about, before = session.device(), session.state()
         built = _build(session, every, plan, before["usable_cores"], progress)
-        for number, slot in enumerate(slots):
-            if progress:
-                progress(slot.job.bundle, number, len(slots))
-            place = f"{slot.job.bundle}: runner {slot.job.runner!r}, round {number + 1} of {len(slots)}"
-            todo = _job_json(slot.job, plan, number, before["usable_cores"], session.engine(slot.job))
-            found = session.run(todo, place, LOAD_LIMIT_S + 2 * plan.max_seconds)
-            rounds.append(_round(slot.job.bundle, found))
-            records.append(found)
+        for now, found in _measured(session, slots, plan, before["usable_cores"], progress):
+            rounds += [_round(slot.job.bundle, one) for slot, one in zip(now, found, strict=True)]
+            records += found
         after = session.state()
         prepared = session.end()
     if progress:
@@ -126,6 +126,29 @@ def profile(
         plan,
         None if against is None else against.bundle,
     )
+
+
+def _measured(
+    session: Session, slots: Sequence[Slot], plan: BenchPlan, cores: int, progress: Progress | None
+) -> Iterator[tuple[Sequence[Slot], list[dict[str, Any]]]]:
+    """Rounds with their records, those together that take turns."""
+    at_once = 2 if plan.turn else 1
+    limit_s = LOAD_LIMIT_S + 2 * plan.max_seconds
+    for number in range(0, len(slots), at_once):
+        now = slots[number : number + at_once]
+        if progress:
+            progress(now[0].job.bundle, number, len(slots))
+        places = [_place(slot.job, number + i, len(slots)) for i, slot in enumerate(now)]
+        todo = [_job_json(slot.job, plan, number + i, cores, session.engine(slot.job)) for i, slot in enumerate(now)]
+        if plan.turn:
+            yield now, cast("Here", session).run_pair(todo, places, limit_s)
+        else:
+            yield now, [session.run(todo[0], places[0], limit_s)]
+
+
+def _place(job: Job, number: int, count: int) -> str:
+    """How messages about a round begin."""
+    return f"{job.bundle}: runner {job.runner!r}, round {number + 1} of {count}"
 
 
 def _round(bundle: str, found: dict[str, Any]) -> Round:
@@ -196,6 +219,17 @@ def _check(jobs: Sequence[Job], against: Job | None) -> None:
         raise MeasureError(f"two different engines are both called {against.bundle!r}: rename one bundle")
 
 
+def _check_turns(jobs: Sequence[Job], against: Job | None, device: Device | None) -> None:
+    """Refuse what cannot take turns."""
+    if against is None:
+        raise MeasureError("sides take turns in a comparison: give --against BUNDLE, or leave --turn out")
+    if device is not None:
+        raise MeasureError(f"device {device.name}: only on this machine do two rounds take turns: leave --turn out")
+    for job in (*jobs, against):
+        if job.runner not in pair.RUNNERS:
+            raise MeasureError(f"{job.bundle}: runner {job.runner!r} takes no turns ({', '.join(pair.RUNNERS)} do)")
+
+
 def _job_json(job: Job, plan: BenchPlan, number: int, cores: int, engine: str) -> dict[str, Any]:
     """The runner's job, less the place of its record. cores, engine: of the machine that runs it."""
     threads = plan.threads or job.options.get("threads") or cores
@@ -210,5 +244,6 @@ def _job_json(job: Job, plan: BenchPlan, number: int, cores: int, engine: str) -
         "min_samples": plan.min_samples,
         "min_seconds": plan.min_seconds,
         "max_seconds": plan.max_seconds,
+        **({"turn": plan.turn} if plan.turn else {}),
         **({"cache": ""} if job.runner in BUILDERS else {}),  # the session knows where
     }

@@ -88,6 +88,8 @@ class BenchPlan:
         max_seconds: seconds of sampling of a round at most.
         threads: None: what the job's own options say, else every core this process may use.
         seed: of the input tensor and of the bootstrap.
+        turn: inferences after which the two sides of a comparison take turns, within a pair of rounds that are there at
+            once (`edgevit.devices.pair`). 0: one round after the other.
 
     With the defaults a bundle gets 12 x 64 = 768 samples or more, enough for p99, and two bundles of 6 to 25
     ms take 24 rounds of about 2.5 s plus their load time.
@@ -100,12 +102,14 @@ class BenchPlan:
     max_seconds: float = 20.0
     threads: int | None = None
     seed: int = 0
+    turn: int = 0
 
     def __post_init__(self) -> None:
         for name, value, least in (
             ("rounds", self.rounds, 1),
             ("min_samples", self.min_samples, 1),
             ("threads", self.threads, 1),
+            ("turn", self.turn, 0),
         ):
             if value is not None and (not isinstance(value, int) or value < least):
                 raise MeasureError(f"{name}={value!r} must be a whole number of {least} or more")

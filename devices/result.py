@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ class Profile:
             return {}
         for side, found in zip(self.sides, self.measurement.rounds, strict=True):
             block = medians.setdefault(side.compared, {}).setdefault(side.block, {})
-            block.setdefault(side.side, []).append(median(found.samples_ms))
+            block.setdefault(side.side, []).extend(_parts(found.samples_ms, self.plan.turn))
         return {
             name: stats.speedup(
                 [stats.Block(tuple(block["against"]), tuple(block["bundle"])) for block in blocks.values()],
@@ -134,11 +134,16 @@ class Profile:
                 if key not in ("before", "after", "notes")
             },
             "plan": asdict(self.plan),
-            "order": "A B B A" if self.against is not None else "forward, backward",
+            "order": self._order(),
             "percentiles": "nearest rank, over all samples",
             "batch": sorted({record["job"]["input"]["shape"][0] for record in self.records}),
             "fake": self.fake,
         }
+
+    def _order(self) -> str:
+        if self.plan.turn:
+            return f"in turns of {self.plan.turn}"
+        return "A B B A" if self.against is not None else "forward, backward"
 
     def _result(self, name: str) -> dict[str, Any]:
         """One bundle over all its rounds."""
@@ -176,6 +181,14 @@ class Profile:
             **sensed(records),
             "fake": any(record["fake"] for record in records),
         }
+
+
+def _parts(samples_ms: Sequence[float], turn: int) -> list[float]:
+    """A round's median; in turns those of its odd and of its even ones, which are the A/A measurement of its block."""
+    if not turn or len(samples_ms) < 2 * turn:
+        return [median(samples_ms)]
+    turns = [samples_ms[start : start + turn] for start in range(0, len(samples_ms), turn)]
+    return [median(value for one in turns[first::2] for value in one) for first in (0, 1)]
 
 
 def _max(values: Iterable[int | None]) -> int | None:

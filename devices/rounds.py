@@ -53,6 +53,24 @@ def run_round(
     Raises:
         MeasureError: it failed, took too long, or left no usable record.
     """
+    child = start(job, runner, folder, place, lock)
+    try:
+        stderr = wait(child, limit_s)
+    except subprocess.TimeoutExpired as error:
+        raise MeasureError(
+            f"{place}: no result after {limit_s:.0f} s, stopped; the engine may be too slow for this device"
+        ) from error
+    finally:
+        child.kill()
+        child.wait()
+        child.stderr.close()  # type: ignore[union-attr]
+    return ended(job, folder, place, child.returncode, stderr)
+
+
+def start(
+    job: Mapping[str, Any], runner: Path, folder: Path, place: str, lock: int, pipe: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """A runner's process. pipe: subprocess.PIPE, unbuffered, for one that is talked to. Raises MeasureError."""
     todo, out = folder / "job.json", folder / "record.json"
     if out.exists():
         out.unlink()
@@ -64,26 +82,18 @@ def run_round(
     # site-packages, where a runtime on a board often lives, so the child could miss what this process has.
     command = [sys.executable, *(["-P"] if sys.version_info >= (3, 11) else []), str(runner), str(todo)]
     try:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=(lock,)
-        )
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.PIPE, pass_fds=(lock,), bufsize=0)
     except OSError as error:
         raise MeasureError(f"{place}: {sys.executable} does not start: {error}") from error
-    try:
-        stderr = wait(child, limit_s)
-    except subprocess.TimeoutExpired as error:
-        raise MeasureError(
-            f"{place}: no result after {limit_s:.0f} s, stopped; the engine may be too slow for this device"
-        ) from error
-    finally:
-        child.kill()
-        child.wait()
-        child.stderr.close()  # type: ignore[union-attr]
-    if child.returncode:
+
+
+def ended(job: Mapping[str, Any], folder: Path, place: str, status: int, stderr: bytes) -> dict[str, Any]:
+    """The record of a runner that has ended, checked. Raises MeasureError."""
+    if status:
         said = last_line(stderr) or "it wrote nothing to stderr"
-        raise MeasureError(f"{place} failed ({_ending(child.returncode)}): {said}")
+        raise MeasureError(f"{place} failed ({_ending(status)}): {said}")
     try:
-        found = read_record(out)
+        found = read_record(folder / "record.json")
     except (OSError, ValueError) as error:
         raise MeasureError(f"{place} ended without a readable record: {error}") from error
     return checked(found, place, job.get("min_samples") != 0)

@@ -176,10 +176,17 @@ def warm_up(run: Callable[[], object], least_s: float, most_s: float) -> dict[st
 
 
 def sample(run: Callable[[], object], job: dict[str, Any]) -> list[float]:
-    """Raw milliseconds, one inference each, until samples and seconds suffice or the time is up."""
-    samples: list[int] = []
+    """Raw milliseconds, one inference each."""
     gc.collect()
     gc.disable()  # a collection in the loop would be Python's time, not the engine's
+    samples = in_turns(run, job["turn"]) if job.get("turn") else alone(run, job)
+    gc.enable()
+    return [value / 1e6 for value in samples]
+
+
+def alone(run: Callable[[], object], job: dict[str, Any]) -> list[int]:
+    """Until samples and seconds suffice or the time is up."""
+    samples: list[int] = []
     start = time.perf_counter()
     spent_s = 0.0
     while not samples or spent_s < job["max_seconds"]:
@@ -187,8 +194,20 @@ def sample(run: Callable[[], object], job: dict[str, Any]) -> list[float]:
         spent_s = time.perf_counter() - start
         if len(samples) >= job["min_samples"] and spent_s >= job["min_seconds"]:
             break
-    gc.enable()
-    return [value / 1e6 for value in samples]
+    return samples
+
+
+def in_turns(run: Callable[[], object], count: int) -> list[int]:
+    """So many inferences a turn, for as long as turns are given; meanwhile another process waits for its own."""
+    samples: list[int] = []
+    while True:
+        print("edgevit: turn", flush=True)
+        answer = sys.stdin.readline().strip()
+        if answer == "end":
+            return samples
+        if answer != "go":
+            raise RuntimeError("whoever gives the turns is gone")
+        samples += [once_ns(run) for _ in range(count)]
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:

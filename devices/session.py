@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from edgevit.devices import conditions
 from edgevit.devices.lock import session_lock
+from edgevit.devices.pair import run_pair
 from edgevit.devices.plan import RUNNERS, Job, Setup
 from edgevit.devices.rounds import run_round
 
@@ -70,6 +71,15 @@ class Here:
             job = {**job, "cache": str(self.folder / "engines")}
         found = run_round(job, RUNNERS[job["runner"]], self.folder, place, limit_s, self.lock)
         return {**found, "loadavg": load}
+
+    def run_pair(
+        self, jobs: Sequence[Mapping[str, Any]], places: Sequence[str], limit_s: float
+    ) -> list[dict[str, Any]]:
+        """Two rounds that take turns, see `edgevit.devices.pair`."""
+        load = conditions.load_average()
+        runners = [RUNNERS[job["runner"]] for job in jobs]
+        found = run_pair(jobs, runners, self.folder, places, limit_s, self.lock)
+        return [{**record, "loadavg": load} for record in found]
 
 
 @contextmanager

@@ -20,6 +20,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", type=Path, metavar="BUNDLE", help="interleave with this one (A B B A)")
     parser.add_argument("--device", default="local", metavar="NAME", help="where to measure: see `edgevit devices`")
     parser.add_argument("--rounds", type=int, metavar="N", help="fresh processes per bundle (default 12)")
+    parser.add_argument(
+        "--turn", type=int, metavar="N", help="take turns with --against every N inferences: where others disturb"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the runtime (default: all cores here)")
     parser.add_argument(
         "--lock-clocks", action="store_true", help="highest clocks there while it is measured, restored afterwards"
@@ -58,8 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     there = device is not None
     jobs = [job(b, n, there) for b, n in zip(bundles, names, strict=False)]
     options: dict[str, Any] = {"threads": arguments.threads}
-    if arguments.rounds is not None:
-        options["rounds"] = arguments.rounds
+    options |= {key: value for key in ("rounds", "turn") if (value := getattr(arguments, key)) is not None}
     hold = {"nvpmodel": arguments.power_mode} if arguments.power_mode else {}
     wanted = Setup({**hold, **({"clocks": "highest"} if arguments.lock_clocks else {})}, not arguments.no_collect)
     if arguments.layers:

@@ -92,6 +92,7 @@ def head():
 @pytest.fixture
 def both(head):
     """Its address, with a second node that owns the device."""
+    wait_for(head, 1)
     node = ray_start(f"--address={head}", "--resources", '{"edgevit-device": 1}')
     try:
         wait_for(head, 2)
@@ -101,9 +102,9 @@ def both(head):
 
 
 def wait_for(address, count):
-    """Until a cluster has so many nodes."""
+    """Until a cluster has so many nodes: those of an earlier test are gone too."""
     end = time.monotonic() + START_S
-    while nodes_alive(address) < count:
+    while nodes_alive(address) != count:
         assert time.monotonic() < end, f"{address} has not {count} nodes"
 
 
@@ -206,6 +207,7 @@ def test_a_dead_node_loses_what_it_was_at_and_one_that_joins_gets_a_worker(head)
         actor = ray.remote(Sleeper).options(num_cpus=node.cpus, scheduling_strategy=there).remote()
         return actor, actor.ready.remote()
 
+    wait_for(head, 1)
     doomed = ray_start(f"--address={head}")
     wait_for(head, 2)
     with connected(head):
@@ -232,6 +234,7 @@ def test_a_dead_node_loses_what_it_was_at_and_one_that_joins_gets_a_worker(head)
 
 @pytest.mark.slow
 def test_where_the_device_leaves_the_study_ends_with_a_line(head):
+    wait_for(head, 1)
     owner = ray_start(f"--address={head}", "--resources", '{"edgevit-device": 1}')
     wait_for(head, 2)
     with connected(head):
