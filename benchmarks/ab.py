@@ -6,7 +6,7 @@ Three demonstrations on this machine, in ONNX Runtime, with random weights (time
 
     A/A       one engine against its own copy: the 95 % interval of the speedup excludes 1 at most twice in 20
     A/B       against a model with one small block more, about 5 %: the interval excludes 1, below it, 18 times in 20
-    overhead  a bare onnxruntime loop beside it, in turns: medians within 2 %
+    overhead  a bare onnxruntime loop in turns with the runner: medians within 2 %
 
 Each repetition is a line of JSON in DIR/ab.jsonl, and the same command goes on behind them; the summary is printed.
 Exit 1 where one does not hold. Only on a machine with nothing else running: it takes some 2 minutes a repetition with
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from statistics import median
@@ -35,23 +34,28 @@ OVERHEAD = 0.02
 BARE = """
 import json, sys, time
 import numpy as np, onnxruntime as ort
-path, size, threads, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+job = json.load(open(sys.argv[1]))
 options = ort.SessionOptions()
-options.intra_op_num_threads = threads
-session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-feed = {"images": np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32)}
+options.intra_op_num_threads = job["options"]["threads"]
+session = ort.InferenceSession(job["engine"], options, providers=["CPUExecutionProvider"])
+feed = {"images": np.random.default_rng(0).standard_normal(job["input"]["shape"], dtype=np.float32)}
 end = time.perf_counter() + 0.5
 while time.perf_counter() < end:
     session.run(None, feed)
 samples = []
-end = time.perf_counter() + seconds
-while time.perf_counter() < end:
-    start = time.perf_counter_ns()
-    session.run(None, feed)
-    samples.append((time.perf_counter_ns() - start) / 1e6)
-print(json.dumps(samples))
+while True:
+    print("edgevit: turn", flush=True)
+    if sys.stdin.readline() != "go\\n":
+        break
+    for _ in range(job["turn"]):
+        start = time.perf_counter_ns()
+        session.run(None, feed)
+        samples.append((time.perf_counter_ns() - start) / 1e6)
+record = {"job": job, "fake": False, "runtime": "onnxruntime", "runtime_version": "-", "samples_ms": samples,
+          "load_ms": 0, "first_ms": 0, "peak_memory_bytes": 0, "threads": 1, "warmup": {"seconds": 0.5, "stable": True}}
+json.dump(record, open(job["out"], "w"))
 """
-"""What anyone would write."""
+"""What anyone would write, but that it takes turns."""
 
 
 def build(folder: Path, depth: int) -> Path:
@@ -92,24 +96,29 @@ def compare(base: Path, other: Path, plan: BenchPlan) -> dict[str, Any]:
     }
 
 
-def overhead(engine: Path, plan: BenchPlan) -> dict[str, Any]:
-    """Through the whole stack and bare, in turns; each median of round medians."""
-    from edgevit.devices.bench import profile
+def overhead(engine: Path, plan: BenchPlan, folder: Path) -> dict[str, Any]:
+    """The runner's loop and a bare one, in turns; each median of round medians."""
     from edgevit.devices.lock import session_lock
-    from edgevit.devices.plan import BenchPlan
+    from edgevit.devices.pair import run_pair
+    from edgevit.devices.plan import RUNNERS
 
-    one = BenchPlan(rounds=1, threads=plan.threads)
-    command = [sys.executable, "-c", BARE, str(engine), str(SIZE), str(plan.threads), str(one.min_seconds)]
-    stack, bare = [], []
-    for turn in range(plan.rounds):
-        for what in ("stack", "bare") if turn % 2 == 0 else ("bare", "stack"):
-            if what == "stack":
-                stack.append(median(profile([job("A", engine)], None, one).measurement.rounds[0].samples_ms))
-            else:
-                with session_lock():
-                    done = subprocess.run(command, capture_output=True, text=True, check=True)
-                bare.append(median(json.loads(done.stdout)))
-    return {"stack_ms": median(stack), "bare_ms": median(bare), "overhead": median(stack) / median(bare) - 1}
+    bare = folder / "bare.py"
+    bare.write_text(BARE, encoding="utf-8")
+    todo = {
+        "engine": str(engine), "options": {"threads": plan.threads}, "seed": 0, "turn": plan.turn,
+        "input": {"name": "images", "shape": [1, 3, SIZE, SIZE]}, "warmup_s": plan.warmup_s,
+        "min_samples": plan.min_samples, "min_seconds": plan.min_seconds, "max_seconds": plan.max_seconds,
+    }  # fmt: skip
+    medians: dict[str, list[float]] = {"stack": [], "bare": []}
+    runners = {"stack": RUNNERS["ort"], "bare": bare}
+    for number in range(plan.rounds):
+        names = list(runners) if number % 2 == 0 else list(reversed(runners))
+        with session_lock() as lock:
+            found = run_pair([todo, todo], [runners[name] for name in names], folder, names, 60.0, lock)
+        for name, record in zip(names, found, strict=True):
+            medians[name].append(median(record["samples_ms"]))
+    stack, loop = median(medians["stack"]), median(medians["bare"])
+    return {"stack_ms": stack, "bare_ms": loop, "overhead": stack / loop - 1}
 
 
 def main() -> int:
@@ -125,8 +134,14 @@ def main() -> int:
     from edgevit.devices.plan import BenchPlan
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    few = {"min_seconds": arguments.seconds, "turn": arguments.turn}
-    plan = BenchPlan(rounds=arguments.rounds, threads=arguments.threads, **few)
+    few = {
+        "warmup_s": 0.3,
+        "min_samples": 10,
+        "min_seconds": arguments.seconds,
+        "threads": arguments.threads,
+        "turn": arguments.turn,
+    }
+    plan = BenchPlan(rounds=arguments.rounds, **few)
     base, more = build(arguments.out, DEPTH), build(arguments.out, DEPTH + 1)
     copy = arguments.out / "copy.onnx"
     shutil.copyfile(base, copy)
@@ -134,7 +149,7 @@ def main() -> int:
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
     for number in range(len(rows), arguments.repetitions):
         row = {"repetition": number, "aa": compare(base, copy, plan), "ab": compare(base, more, plan)}
-        rows.append(row | {"overhead": overhead(base, BenchPlan(rounds=2, threads=arguments.threads))})
+        rows.append(row | {"overhead": overhead(base, BenchPlan(rounds=2, **few | {"turn": 5}), arguments.out)})
         with path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(rows[-1]) + "\n")
     return judge(rows)
