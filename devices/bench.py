@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, cast
 
@@ -20,6 +20,7 @@ from edgevit.devices.result import Profile, Side, record
 from edgevit.devices.session import Here, Session, here
 from edgevit.devices.transport import PageTransport, Tell
 from edgevit.errors import MeasureError
+from edgevit.progress import Progress
 from edgevit.stages import Measurement, Round
 
 __all__ = ["BenchPlan", "Job", "Profile", "once", "order", "profile", "record"]
@@ -28,8 +29,6 @@ BUILD_LIMIT_S = 3600.0
 """Seconds a build on a device may take; the timing of kernels on a small board is slow."""
 LOAD_LIMIT_S = 900.0
 """Seconds a runner may need beyond its sampling, mostly to load; a compile on a small board takes minutes."""
-
-Progress = Callable[[str, int, int], None]
 
 
 def say(text: str) -> None:
@@ -56,18 +55,15 @@ def order(jobs: Sequence[Job], against: Job | None, rounds: int, in_turns: bool 
             turn = list(jobs) if number % 2 == 0 else list(reversed(jobs))
             slots += [Slot(job, Side(number // 2, "bundle", job.bundle)) for job in turn]
         return slots
-    for block in range(rounds if in_turns else (rounds + 1) // 2):
+    pairs = 1 if in_turns else 2  # of a block
+    for block in range(-(-rounds // pairs)):
         for job in jobs:
             both = [
                 Slot(against, Side(block, "against", job.bundle)),
                 Slot(job, Side(block, "bundle", job.bundle)),
             ]
-            if in_turns:
-                slots += both if block % 2 == 0 else reversed(both)
-                continue
-            slots += both
-            if 2 * block + 1 < rounds:
-                slots += reversed(both)
+            for number in range(block * pairs, min(rounds, (block + 1) * pairs)):
+                slots += both if number % 2 == 0 else reversed(both)
     return slots
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgevit.devices.bench import LOAD_LIMIT_S, Progress, build_request, opened
+from edgevit.devices.bench import LOAD_LIMIT_S, build_request, opened
 from edgevit.devices.by_layer import summary
 from edgevit.devices.config import Device
 from edgevit.devices.plan import BUILDERS, BenchPlan, Job
 from edgevit.errors import MeasureError
+from edgevit.progress import Progress
 
 TIMED = ("ort", "openvino", *BUILDERS)
 """Runners whose runtime times single layers."""

@@ -22,7 +22,7 @@ RUNNERS = ("ort", "openvino", "executorch")
 """Those that take turns."""
 
 
-class Side(NamedTuple):
+class Partner(NamedTuple):
     """A runner that is there. folder: for its job and record. place: how messages begin."""
 
     child: subprocess.Popen[bytes]
@@ -45,19 +45,19 @@ def run_pair(
     Raises MeasureError: one failed, or gave no answer within limit_s.
     """
     with ExitStack() as stack:
-        sides: list[Side] = []
+        sides: list[Partner] = []
         for number, (job, runner, place) in enumerate(zip(jobs, runners, places, strict=True)):
             own = folder / f"side{number}"
             own.mkdir(exist_ok=True)
             child = stack.enter_context(start(job, runner, own, place, lock, subprocess.PIPE))
             stack.callback(child.kill)
-            sides.append(Side(child, job, own, place))
+            sides.append(Partner(child, job, own, place))
             _wait(sides[-1], limit_s)  # loaded and warm before the other one begins
         _take_turns(sides, limit_s)
         return [_end(side, limit_s) for side in sides]
 
 
-def _take_turns(sides: Sequence[Side], limit_s: float) -> None:
+def _take_turns(sides: Sequence[Partner], limit_s: float) -> None:
     """A B, B A, A B, ..., as long as the jobs ask."""
     job = sides[0].job
     spent, count = [0.0] * len(sides), 0
@@ -70,7 +70,7 @@ def _take_turns(sides: Sequence[Side], limit_s: float) -> None:
         count += job["turn"]
 
 
-def _say(side: Side, word: bytes) -> None:
+def _say(side: Partner, word: bytes) -> None:
     assert side.child.stdin is not None
     try:
         side.child.stdin.write(word)
@@ -78,7 +78,7 @@ def _say(side: Side, word: bytes) -> None:
         _end(side, 1.0)
 
 
-def _wait(side: Side, limit_s: float) -> None:
+def _wait(side: Partner, limit_s: float) -> None:
     """Until it asks for a turn; whatever a runtime prints besides is none."""
     stream, end = side.child.stdout, time.monotonic() + limit_s
     assert stream is not None
@@ -92,7 +92,7 @@ def _wait(side: Side, limit_s: float) -> None:
     raise MeasureError(f"{side.place}: no answer after {limit_s:.0f} s, stopped")
 
 
-def _end(side: Side, limit_s: float) -> dict[str, Any]:
+def _end(side: Partner, limit_s: float) -> dict[str, Any]:
     """Tell it to end, and read its record."""
     try:
         _, stderr = side.child.communicate(b"end\n", timeout=limit_s)

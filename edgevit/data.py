@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from edgevit.data_tar import SUFFIX, Member, find_shards, index
 from edgevit.errors import DataError
 from edgevit.preprocess import Preprocess
+from edgevit.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-Progress = Callable[[str, int, int], None]
 ImageFile = Path | Member
 
 FORMS = "DATA is a CSV with columns file,label, a folder of class folders, or .tar shards"

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgevit.bundle import Bundle
-from edgevit.data import Dataset, Progress
+from edgevit.data import Dataset
 from edgevit.errors import DataError
+from edgevit.progress import Progress
 from edgevit.runtimes import runtime
 from edgevit.runtimes.base import seen
 

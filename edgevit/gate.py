@@ -21,7 +21,8 @@ from edgevit.tokens.schedule import TokenSchedule
 
 if TYPE_CHECKING:
     from edgevit.data import Dataset
-    from edgevit.pipeline import ExportSettings, Progress, Road
+    from edgevit.pipeline import ExportSettings, Road
+    from edgevit.progress import Progress
     from edgevit.quant.sensitivity import Part
 
 MOST = 0.5

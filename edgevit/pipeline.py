@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from edgevit.errors import EdgeVitError, GraphError, QuantError, RuntimeRefusal,
 from edgevit.manifest import copy_labels, make_manifest
 from edgevit.measure import check_times_here
 from edgevit.model_settings import ModelSettings
+from edgevit.progress import Progress, silent
 from edgevit.quant.scheme import OTHERS
 from edgevit.runtimes import runtime
 from edgevit.runtimes.cpu import unmeasured
@@ -26,12 +27,6 @@ if TYPE_CHECKING:
     from edgevit.quant.calibration import Calibration
     from edgevit.runtimes.base import Runtime
     from edgevit.stages import Checkpoint, Graph, InputSpec, ReducedModel, VitModel
-
-Progress = Callable[[str, int, int], None]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True, kw_only=True)

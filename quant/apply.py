@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgevit.export.rewrite import Node, sweep
 from edgevit.export.trace import export_program
+from edgevit.progress import Progress, silent
 from edgevit.quant import residuals
-from edgevit.quant.calibration import Calibration, Progress, calibrate, end, silent
+from edgevit.quant.calibration import Calibration, calibrate, end
 from edgevit.quant.correct import Quantized, correct, start
 from edgevit.quant.equalize import Choice, Equalization
 from edgevit.quant.flow import operator

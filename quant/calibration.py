@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import torch
 
 from edgevit.errors import QuantError
 from edgevit.export.rewrite import Node, rewrite
+from edgevit.progress import Progress, silent
 from edgevit.quant import residuals
 from edgevit.quant.equalize import Choice, choose
 from edgevit.quant.fold import norm, producers
@@ -28,11 +29,6 @@ IMAGES = 100
 """Calibration batches that stay in memory for the corrections."""
 MAPS = 4
 """Of these, how many a convolution's range is chosen on."""
-Progress = Callable[[str, int, int], None]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)

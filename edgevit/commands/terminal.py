@@ -9,12 +9,12 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from edgevit.commands.pace import Clock, Pace, left_text
+from edgevit.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 MOST_TOKENS = 1_000_000
 EVERY_S = 30.0
 """Between two plain lines of one stage."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.bundle import Bundle
 from edgevit.data import Dataset, read_dataset
+from edgevit.progress import Progress
 from edgevit.report_rows import Row
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Progress = Callable[[str, int, int], None]
 SCHEDULE = "tome:r=50/30@3,6"  # few and late merges, found by trying on the calibration scenes
 TARGET = "openvino"  # one runtime for all rows, so that the differences are the methods'
 ROUNDS = 6

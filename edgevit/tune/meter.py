@@ -6,11 +6,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from edgevit.bundle import Bundle
 from edgevit.devices.plan import BenchPlan
-from edgevit.errors import MachineBusy
+from edgevit.errors import EdgeVitError, MachineBusy
+
+if TYPE_CHECKING:
+    from edgevit.runtimes.base import Runtime
 
 SHORT = BenchPlan(rounds=6, warmup_s=0.3, min_seconds=0.8)
 """A trial's session: about 25 s for two engines of 10 ms."""
@@ -114,3 +117,9 @@ class FakeMeter:
 def meter(device: str) -> Meter:
     """The meter of `--device`. Raises MeasureError."""
     return FakeMeter() if device == FakeMeter.name else BenchMeter(device)
+
+
+def check_times(found: Meter, target: Runtime) -> None:
+    """See that this machine can time a target, where it is this one that measures. Raises EdgeVitError."""
+    if found.local and not target.runner:
+        raise EdgeVitError(f"edgevit tune measures, and this machine cannot time {target.name}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from edgevit.pipeline import Progress, silent
+from edgevit.progress import Progress, silent
 from edgevit.tune.fidelity import bundle_name, record
 from edgevit.tune.goal import front
 from edgevit.tune.pool import Pool

@@ -13,10 +13,12 @@ from edgevit.bundle import Bundle, staged, write_json
 from edgevit.data import Dataset, read_dataset
 from edgevit.errors import EdgeVitError, UnsupportedModel
 from edgevit.evaluate import Evaluation, evaluate, scored
-from edgevit.pipeline import Progress, finish, prepare, silent
+from edgevit.pipeline import finish, prepare
+from edgevit.progress import Progress, silent
 from edgevit.runtimes import runtime
 from edgevit.tokens.schedule import parse_schedule
 from edgevit.tune.flips import clearly_worse, drop_interval
+from edgevit.tune.meter import check_times
 from edgevit.tune.space import Point, space
 from edgevit.tune.turns import Turns
 
@@ -74,8 +76,7 @@ class Workshop:
         self.settings, self.meter, self.progress, self.evaluator = settings, meter, progress, evaluator
         self.target = runtime(settings.target)
         self.target.version()
-        if not self.target.runner and meter.local:
-            raise EdgeVitError(f"edgevit tune measures, and this machine cannot time {self.target.name}")
+        check_times(meter, self.target)
         self.calib = read_dataset(settings.calib, progress)
         self.search, self.holdout = split(settings, progress)
         _apart(self.calib, "--calib", self.holdout, "--holdout" if settings.holdout else "the held back half of --eval")

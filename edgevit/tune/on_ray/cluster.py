@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgevit.bundle import Bundle
 from edgevit.errors import EdgeVitError, missing_extra
 from edgevit.evaluate import Evaluation
+from edgevit.tune.fidelity import bundle_name
 from edgevit.tune.on_ray.carry import pack, unpack
 from edgevit.tune.on_ray.device import Device, FarMeter, told
 from edgevit.tune.on_ray.staff import LEAVE_S, START_S, Node, Staff
@@ -123,7 +124,8 @@ class Cluster:
         shares = [found[start] for start in sorted(found)]
         predicted = tuple(answer for one in shares for answer in one.predicted)
         ranks = tuple(rank for one in shares for rank in one.ranks)
-        return Evaluation(bundle.name, predicted, ranks, sum(one.seconds for one in shares))
+        seconds = sum(one.seconds for one in shares)
+        return replace(shares[0], bundle=bundle.name, predicted=predicted, ranks=ranks, seconds=seconds)
 
     def pool(self, shop: Workshop) -> OnRay:
         """The workers, for trials."""
@@ -190,7 +192,7 @@ class OnRay:
                 continue
             if found.bundle:
                 unpack(found.bundle, self.shop.settings.out / "bundles")
-            command = self.shop.settings.command(self.shop.space.point(job.params), f"trial-{job.trial}")
+            command = self.shop.settings.command(self.shop.space.point(job.params), bundle_name(job.trial))
             ended.append((job, replace(found.record, command=command)))  # with paths as they were given
         return ended
 

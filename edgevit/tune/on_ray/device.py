@@ -15,7 +15,7 @@ from typing import Any
 from edgevit.bundle import Bundle
 from edgevit.errors import EdgeVitError, MeasureError
 from edgevit.runtimes import runtime
-from edgevit.tune.meter import Meter, Timing, meter
+from edgevit.tune.meter import Meter, Timing, check_times, meter
 from edgevit.tune.on_ray.carry import Packed, pack, unpack
 from edgevit.tune.on_ray.place import Claim, claim, machine
 from edgevit.tune.turns import Turns
@@ -34,8 +34,7 @@ class Device:
         found, target = meter(self.device), runtime(self.target)
         if found.local:
             target.version()
-            if not target.runner:
-                raise EdgeVitError(f"edgevit tune measures, and this machine cannot time {target.name}")
+            check_times(found, target)
         return found
 
     @cached_property
