@@ -58,8 +58,7 @@ class Profile:
             block.setdefault(side.side, []).extend(_parts(found.samples_ms, self.plan.turn))
         return {
             name: stats.speedup(
-                [stats.Block(tuple(block["against"]), tuple(block["bundle"])) for block in blocks.values()],
-                self.plan.seed,
+                [stats.Block(tuple(block["against"]), tuple(block["bundle"])) for block in blocks.values()]
             )
             for name, blocks in medians.items()
         }

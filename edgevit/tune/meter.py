@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -19,6 +19,8 @@ SHORT = BenchPlan(rounds=6, warmup_s=0.3, min_seconds=0.8)
 """A trial's session: about 25 s for two engines of 10 ms."""
 LONG = BenchPlan()
 """The finalists' session."""
+TURN = 5
+"""Inferences before candidate and dense take turns, where their runner can: others that use the machine meet both."""
 WAIT_S = 2.0
 """Between two looks whether the machine's profile lock is free."""
 
@@ -55,7 +57,7 @@ class Meter(Protocol):
 
 
 class BenchMeter:
-    """The device runner: fresh processes, A B B A, under the lock of the machine."""
+    """The device runner: fresh processes, in turns or A B B A, under the lock of the machine."""
 
     def __init__(self, device: str) -> None:
         from edgevit.devices.config import LOCAL, find
@@ -65,6 +67,7 @@ class BenchMeter:
 
     def time(self, candidates: Sequence[Bundle], dense: Bundle, long: bool = False) -> list[Timing]:
         """Waits while another session measures on that machine."""
+        from edgevit.devices import pair
         from edgevit.devices.bench import profile
         from edgevit.measure import check_kind, job
 
@@ -72,9 +75,12 @@ class BenchMeter:
             check_kind(bundle, self.device.kind if self.device else "local")
         there = self.device is not None
         jobs = [job(bundle, f"candidate {i}", there) for i, bundle in enumerate(candidates)]
+        plan = LONG if long else SHORT
+        if self.local and all(j.runner in pair.RUNNERS for j in jobs):
+            plan = replace(plan, turn=TURN)
         while True:
             try:
-                found = profile(jobs, job(dense, "dense", there), LONG if long else SHORT, device=self.device).to_json()
+                found = profile(jobs, job(dense, "dense", there), plan, device=self.device).to_json()
                 break
             except MachineBusy:
                 time.sleep(WAIT_S)

@@ -96,10 +96,29 @@ def test_a_against_a_finds_no_difference():
             )
             for _ in range(6)
         ]
-        found = stats.speedup(blocks, seed=trial)
+        found = stats.speedup(blocks)
         assert 0.9 < found.ratio < 1.1
         calls += bool(found.differs)
     assert calls <= 5
+
+
+@pytest.mark.parametrize(("count", "most"), [(6, 0), (7, 2), (8, 3), (10, 8), (12, 13), (20, 52)])
+def test_signed_rank_interval_is_the_one_of_the_tables(count, most):
+    """most: the largest sum of ranks that is rejected, from printed tables of the test. Powers of 2 have no ties."""
+    values = [float(2**i) for i in range(count)]
+    means = sorted((a + b) / 2 for i, a in enumerate(values) for b in values[i:])
+    _, (low, high) = stats.signed_rank_ci(values)
+    assert (means.index(low), len(means) - 1 - means.index(high)) == (most, most)
+
+
+def test_one_disturbed_pair_hides_no_difference():
+    """Eleven blocks 3 to 6 % slower, and one in which something else ran: a mean's interval contains 1."""
+    blocks = [stats.Block((10.0,), (10.3 + 0.03 * i,)) for i in range(11)]
+    disturbed = [*blocks, stats.Block((16.0,), (10.4,))]
+    few, many = stats.speedup(blocks), stats.speedup(disturbed)
+    assert many.ci95[1] < 1
+    assert many.ratio == pytest.approx(few.ratio, rel=0.005)
+    assert stats.t_ci([block.log_ratio for block in disturbed])[1] > 0
 
 
 def test_a_difference_below_the_noise_floor_is_not_called():
