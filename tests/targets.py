@@ -2,7 +2,8 @@
 
     python tests/targets.py ASSETS -o WORK                       writes docs/targets.md (`make targets`): hours
     python tests/targets.py ASSETS -o WORK --only ViT-Tiny ort   these cells alone, printed
-    python tests/targets.py ASSETS -o WORK --as-is               builds nothing: the page of the cells that are there
+    python tests/targets.py ASSETS -o WORK --onto                cells that are not there stay as the page has them
+    python tests/targets.py ASSETS -o WORK --onto --as-is        and nothing is built
 
 A cell is one `edgevit export` with 8 images: photographs, or faces for the face model. What the numeric check then
 ran is the target's own `checked_by`. Models without real weights have random ones whose gains and statistics matter;
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -26,12 +28,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also where PYTHONSAFEPATH keeps it off
-from tests.pages import fill
+from tests.pages import fill, standing
 
 IMAGES = 8
 PRECISIONS = ("fp32", "fp16", "int8")
 LIMIT_S = 1800
-NOT_RUN = "?"
+NOT_RUN, ABSENT = "?", "–"
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,26 @@ def read(work: Path) -> dict[tuple[str, str, str, str], dict[str, Any]]:
     return {key(row): row for row in rows}
 
 
+def on_page() -> dict[tuple[str, str, str, str], dict[str, Any]]:
+    """The cells of the table that stands in docs/targets.md, each as the text it has there."""
+    head, *lines = standing("targets.md", "make targets").splitlines()
+    notes = [line.split(". ", 1)[1] for line in lines if re.match(r"\d+\. ", line)]
+    _, _, *targets = (name.strip() for name in head.strip("|").split("|"))
+    rows = []
+    for line in (line for line in lines if line.startswith("| ")):
+        model, schedule, *found = (text.strip() for text in line.strip("|").split("|"))
+        for target, texts in zip(targets, found, strict=True):
+            for precision, text in zip(PRECISIONS, texts.split(" / "), strict=True):
+                made = {"model": model, "target": target, "precision": precision, "schedule": schedule.strip("`")}
+                if text == ABSENT:
+                    rows.append({**made, "refused": f"{target} has no {precision}"})
+                elif text.startswith("["):
+                    rows.append({**made, "refused": notes[int(text.strip("[]")) - 1]})
+                elif text != NOT_RUN:
+                    rows.append({**made, "by": "as the page says", "text": text})
+    return {key(row): row for row in rows}
+
+
 def build(wanted: list[tuple[str, str, str, str]], assets: Path, work: Path) -> None:
     """Build what is not there yet, a process a model and target; one that dies costs its own cell."""
     for pair in dict.fromkeys((model, target) for model, target, _, _ in wanted):
@@ -179,11 +201,13 @@ def write(work: Path, row: dict[str, Any]) -> None:
 
 def shown(row: dict[str, Any], notes: list[str]) -> str:
     """A cell's text; a refusal is the number of its note."""
+    if "text" in row:
+        return str(row["text"])
     if "by" in row:
         return f"{row['relative_diff']:.0e}" if row["precision"] == "fp32" else f"{row['sqnr_db']:.0f} dB"
     text = row.get("refused") or f"BROKEN: {row['broken']}"
     if text == f"{row['target']} has no {row['precision']}":
-        return "–"
+        return ABSENT
     if text not in notes:
         notes.append(text)
     return f"[{notes.index(text) + 1}]"
@@ -219,6 +243,7 @@ def main() -> None:
     parser.add_argument("-o", "--work", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="models and targets")
     parser.add_argument("--as-is", action="store_true", help="build nothing")
+    parser.add_argument("--onto", action="store_true", help="keep the page's cells, build those that it lacks")
     parser.add_argument("--cells", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -228,14 +253,16 @@ def main() -> None:
             write(arguments.work, cell(*wanted, arguments.assets, arguments.work))
         return
     wanted = cells(arguments.only)
+    before = on_page() if arguments.onto else {}
     if not arguments.as_is:
-        build(wanted, arguments.assets.resolve(), arguments.work.resolve())
-    have = read(arguments.work)
-    text = table({c: have[c] for c in wanted if c in have})
-    if arguments.only:
+        build([c for c in wanted if c not in before], arguments.assets.resolve(), arguments.work.resolve())
+    have = before | read(arguments.work)
+    some = [] if arguments.onto else arguments.only
+    text = table({c: have[c] for c in cells(some) if c in have})
+    if some:
         print(text)
-        return
-    fill("targets.md", "make targets", text)
+    else:
+        fill("targets.md", "make targets", text)
 
 
 if __name__ == "__main__":
