@@ -1,6 +1,8 @@
 """Two streams through one program: what the float layers compute, and what the quantized ones do, on a few images.
 
-Corrections need both: a layer's input as its quantized predecessors leave it, and the output it had in float.
+Corrections need both: a layer's input as its quantized predecessors leave it, and the output it had in float. Where the
+program picks tokens, both pick those of the float one: rows of two different tokens have nothing to correct, and what is
+fitted to them shrinks the layer towards its mean.
 """
 
 from __future__ import annotations
@@ -54,10 +56,10 @@ def walk(
                 if node in wanted:
                     source = node.args[0]
                     quant_env[node] = visit(node, float_env[source], quant_env[source], float_env[node])
-                elif any(float_env[n] is not quant_env[n] for n in node.all_input_nodes):
-                    quant_env[node] = run(node, quant_env)
-                else:
+                elif _picks(float_env[node]) or all(float_env[n] is quant_env[n] for n in node.all_input_nodes):
                     quant_env[node] = float_env[node]
+                else:
+                    quant_env[node] = run(node, quant_env)
             if after is not None and node.op in ("placeholder", "call_function"):
                 quant_env[node] = after(node, float_env[node], quant_env[node])
             for source in node.all_input_nodes:
@@ -69,6 +71,12 @@ def walk(
 def _run(node: Node, env: dict[Node, Any], index: int) -> Any:
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: env[n][index] if isinstance(env[n], list) else env[n])
     return node.target(*args, **kwargs)
+
+
+def _picks(found: list[Any]) -> bool:
+    """Whether a node gives integers or booleans; of several values (a top-k's) the last counts: its indices."""
+    value = found[0][-1] if isinstance(found[0], (tuple, list)) else found[0]
+    return isinstance(value, torch.Tensor) and not value.is_floating_point()
 
 
 def power(values: Values) -> float:
