@@ -78,9 +78,9 @@ class BenchPlan:
     """How long and how often.
 
     Attributes:
-        rounds: fresh processes of each bundle. With `against`, two rounds of each make one A B B A block, so the default is
-            six blocks; an odd number ends in half a block (A B), which has no A/A pair. With less than five rounds or
-            six blocks, intervals are Student's t, and wide.
+        rounds: fresh processes of each bundle. With `against`, two rounds of each make one A B B A block, so the
+            default is six blocks; an odd number ends in half a block (A B), which has no A/A pair. With less than five
+            rounds or six blocks, intervals are Student's t, and wide.
         warmup_s: warm-up goes on for this long and then until it is stable, at most `max_seconds`. 0: none.
         min_samples: samples of a round at least, unless `max_seconds` comes first.
         min_seconds: seconds of sampling of a round at least.

@@ -84,8 +84,18 @@ def least_square(values: torch.Tensor, low: float, high: float, scheme: QuantSch
 
 
 def _best(values: torch.Tensor, ends: Sequence[tuple[float, float]], scheme: QuantScheme) -> tuple[float, float]:
-    errors = [float((fake_quantize(values, affine(a, b, scheme)) - values).square().mean()) for a, b in ends]
+    errors = [_error(values, affine(a, b, scheme)) for a, b in ends]
     return ends[min(range(len(ends)), key=errors.__getitem__)]
+
+
+def _error(values: torch.Tensor, q: Affine) -> float:
+    """Squared error of `fake_quantize` on values `[n]`, in fewer passes: a search spends its time here."""
+    if q.float8:
+        missing = fake_quantize(values, q) - values
+    else:
+        low, high = q.low - q.zero_point, q.high - q.zero_point
+        missing = (values / q.scale).round_().clamp_(low, high).mul_(q.scale).sub_(values)
+    return float(missing.dot(missing))
 
 
 def min_max(values: torch.Tensor, low: float, high: float, scheme: QuantScheme) -> tuple[float, float]:
@@ -95,12 +105,9 @@ def min_max(values: torch.Tensor, low: float, high: float, scheme: QuantScheme) 
 
 def percentile(values: torch.Tensor, low: float, high: float, scheme: QuantScheme) -> tuple[float, float]:
     """The least error among a few percentiles at both ends (RepQ-ViT, arXiv:2212.08254, section 4)."""
-    ordered = values.sort().values
-    ends = []
-    for p in PERCENTILES:
-        cut = min(len(ordered) - 1, math.ceil(len(ordered) * (1 - p / 100)))
-        ends.append((min(float(ordered[cut]), 0.0), max(float(ordered[-1 - cut]), 0.0)))
-    return _best(values, ends, scheme)
+    cuts = [min(len(values) - 1, math.ceil(len(values) * (1 - p / 100))) for p in PERCENTILES]
+    lowest, highest = (values.topk(max(cuts) + 1, largest=largest).values for largest in (False, True))
+    return _best(values, [(min(float(lowest[c]), 0.0), max(float(highest[c]), 0.0)) for c in cuts], scheme)
 
 
 def least_divergence(values: torch.Tensor, low: float, high: float, scheme: QuantScheme) -> tuple[float, float]:
@@ -112,24 +119,33 @@ def least_divergence(values: torch.Tensor, low: float, high: float, scheme: Quan
         return low, high
     counts = torch.histc(values, BINS, low, high)
     centres = low + (torch.arange(BINS) + 0.5) * (high - low) / BINS
-    best, chosen = math.inf, (low, high)
-    for shrink in torch.linspace(0.3, 1.0, 29).tolist():
-        q = affine(low * shrink, high * shrink, scheme)
-        level = torch.clamp(torch.round(centres / q.scale) + q.zero_point, q.low, q.high).long() - q.low
-        inside = (centres >= low * shrink) & (centres <= high * shrink)
-        reference = counts * inside
-        first, last = inside.nonzero()[[0, -1], 0].tolist()
-        reference[first] += counts[:first].sum()
-        reference[last] += counts[last + 1 :].sum()
-        filled = ((counts > 0) & inside).float()
-        sums = torch.zeros(q.high - q.low + 1).index_add_(0, level, counts * inside)
-        used = torch.zeros(q.high - q.low + 1).index_add_(0, level, filled)
-        spread = (sums / used.clamp_min(1))[level] * filled
-        p, r = reference / reference.sum(), spread / spread.sum().clamp_min(TINY)
-        divergence = float((p * (p.clamp_min(1e-12) / r.clamp_min(1e-12)).log())[p > 0].sum())
-        if divergence < best:
-            best, chosen = divergence, (low * shrink, high * shrink)
-    return chosen
+    ends = [(low * shrink, high * shrink) for shrink in torch.linspace(0.3, 1.0, 29).tolist()]
+    together = SAMPLE // BINS
+    parts = [ends[start : start + together] for start in range(0, len(ends), together)]
+    return ends[int(torch.cat([_divergences(counts, centres, part, scheme) for part in parts]).argmin())]
+
+
+def _divergences(
+    counts: torch.Tensor, centres: torch.Tensor, ends: Sequence[tuple[float, float]], scheme: QuantScheme
+) -> torch.Tensor:
+    """Of a histogram `[BINS]` clipped at each of the ends `[n]`."""
+    grids = [affine(*end, scheme) for end in ends]
+    scale, zero = (torch.tensor([[getattr(q, key)] for q in grids]) for key in ("scale", "zero_point"))
+    below, above = torch.tensor(ends).T[..., None]
+    smallest, largest = scheme.range
+    level = (torch.clamp(torch.round(centres / scale) + zero, smallest, largest) - smallest).long()  # [n, BINS]
+    inside = (centres >= below) & (centres <= above)
+    first, last = inside.int().argmax(1, keepdim=True), BINS - 1 - inside.flip(1).int().argmax(1, keepdim=True)
+    within, upto = counts * inside, counts.cumsum(0)
+    reference = within.scatter_add(1, first, upto[first] - counts[first])
+    reference = reference.scatter_add(1, last, upto[-1] - upto[last])
+    filled = ((counts > 0) & inside).float()
+    empty = torch.zeros(len(grids), int(largest - smallest) + 1)
+    sums, used = empty.scatter_add(1, level, within), empty.scatter_add(1, level, filled)
+    spread = (sums / used.clamp_min(1)).gather(1, level) * filled
+    p = reference / reference.sum(1, keepdim=True)
+    r = spread / spread.sum(1, keepdim=True).clamp_min(TINY)
+    return (p * (p.clamp_min(1e-12) / r.clamp_min(1e-12)).log()).sum(1)
 
 
 METHODS: dict[str, Callable[[torch.Tensor, float, float, QuantScheme], tuple[float, float]]] = {

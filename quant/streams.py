@@ -1,8 +1,8 @@
 """Two streams through one program: what the float layers compute, and what the quantized ones do, on a few images.
 
-Corrections need both: a layer's input as its quantized predecessors leave it, and the output it had in float. Where the
-program picks tokens, both pick those of the float one: rows of two different tokens have nothing to correct, and what is
-fitted to them shrinks the layer towards its mean.
+Corrections need both: a layer's input as its quantized predecessors leave it, and the output it had in float. Where
+the program picks tokens, both pick those of the float one: rows of two different tokens have nothing to correct, and
+what is fitted to them shrinks the layer towards its mean.
 """
 
 from __future__ import annotations

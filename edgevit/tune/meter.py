@@ -15,8 +15,8 @@ from edgevit.errors import EdgeVitError, MachineBusy
 if TYPE_CHECKING:
     from edgevit.runtimes.base import Runtime
 
-SHORT = BenchPlan(rounds=6, warmup_s=0.3, min_seconds=0.8)
-"""A trial's session: about 25 s for two engines of 10 ms."""
+SHORT = BenchPlan(rounds=6, warmup_s=0.3, min_samples=32, min_seconds=0.6, max_seconds=3)
+"""A trial's session: 25 s for two engines of 10 to 30 ms, most of it loading."""
 LONG = BenchPlan()
 """The finalists' session."""
 TURN = 5

@@ -88,7 +88,7 @@ def test_speedup_of_a_known_ratio_under_drift():
 def test_a_against_a_finds_no_difference():
     draw = random.Random(7)
     calls = 0
-    for trial in range(100):
+    for _ in range(100):
         blocks = [
             stats.Block(
                 (draw.lognormvariate(2, 0.05), draw.lognormvariate(2, 0.05)),
