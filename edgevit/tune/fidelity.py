@@ -12,7 +12,7 @@ from edgevit.tune.record import Job, Record
 
 if TYPE_CHECKING:
     from edgevit.tune.space import Point
-    from edgevit.tune.workshop import Workshop
+    from edgevit.tune.workshop import Paired, Workshop
 
 Figures = dict[str, Any]
 
@@ -58,7 +58,8 @@ def float_accuracy(shop: Workshop, job: Job, point: Point, figures: Figures) -> 
     with torch.no_grad():
         found = shop.paired(lambda images: module(torch.from_numpy(images)).numpy(), FLOAT_BATCH, job.limit)
     figures["float_drop"], figures["float_images"] = found.drop, found.images
-    return f"in float {_clearly(found, job.limit)}" if found.worse else None
+    why = _too_bad(shop, found, job.limit)
+    return why and f"in float {why}"
 
 
 def engine_accuracy(shop: Workshop, job: Job, point: Point, figures: Figures) -> str | None:
@@ -71,11 +72,7 @@ def engine_accuracy(shop: Workshop, job: Job, point: Point, figures: Figures) ->
     session = runtime(shop.settings.target, point.options).open(bundle.engine)
     found = shop.paired(session.run, bundle.engine.inputs.batch, job.limit)
     figures |= found.to_json()
-    if found.worse:
-        return _clearly(found, job.limit)
-    if shop.settings.goal.kind == "max-drop" and not shop.settings.goal.meets(figures):
-        return f"loses {found.drop:.2f} points on the search images"
-    return None
+    return _too_bad(shop, found, job.limit)
 
 
 def latency(shop: Workshop, job: Job, point: Point, figures: Figures) -> str | None:
@@ -144,6 +141,11 @@ def record(
     )  # fmt: skip
 
 
-def _clearly(found: Any, limit: float) -> str:
-    flips = f"{found.lost} lost, {found.won} won of the first {found.images} images"
-    return f"clearly loses more than {limit:g} points: {flips}"
+def _too_bad(shop: Workshop, found: Paired, limit: float) -> str | None:
+    """Why the flips end a trial: clearly above the limit, or, on all images, above the drop that is allowed."""
+    if found.worse:
+        flips = f"{found.lost} lost, {found.won} won of the first {found.images} images"
+        return f"clearly loses more than {limit:g} points: {flips}"
+    if shop.settings.goal.kind == "max-drop" and not shop.settings.goal.meets({"drop": found.drop}):
+        return f"loses {found.drop:.2f} points on the search images"
+    return None

@@ -1,8 +1,8 @@
 """The next generation of a study, from its record alone: the same record and seed give the same choices.
 
 The first generation keeps every token: in the default precision, in int8, in the other float ones. The second is each
-method at a moderate cut, in the fastest of these. The third keeps every token in the precisions that are left. From
-then on Optuna's TPE sampler chooses, among what was not tried yet.
+method at a moderate cut, in the fastest of these. From then on Optuna's TPE sampler chooses, among what was not tried
+yet; after its first choices every token is kept in the precisions that are left, which are rarely faster.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from edgevit.tune.space import Point, Space
 
 GENERATION = 4
 """Trials that are chosen together by default, whatever the number of workers, which see nothing of each other."""
+REST = 3
+"""The generation of the precisions that are left."""
 ASKS = 50
 """Tries of the sampler for a choice that is new."""
 
@@ -34,10 +36,11 @@ def suggest(
     precisions = useful(space, goal, records)
     if generation == 1 and precisions and space.methods:
         return [space.first(method, precisions[0]) for method in space.methods]
-    rest = _dense(space, space.precisions[space.opening :])
-    if generation <= 2 and rest and not any(r.params == rest[0] for r in records):
+    tried = [r.params for r in records]
+    rest = [params for params in _dense(space, space.precisions[space.opening :]) if params not in tried]
+    if generation >= REST and rest:
         return rest
-    return _sampled(space, goal, records, precisions, random.Random(f"{seed} {generation}"), together)
+    return _sampled(space, goal, records, precisions, random.Random(f"{seed} {generation}"), together) or rest
 
 
 def useful(space: Space, goal: Goal, records: Sequence[Record]) -> list[str]:
