@@ -138,6 +138,7 @@ def main() -> int:
         "warmup_s": 0.3,
         "min_samples": 10,
         "min_seconds": arguments.seconds,
+        "max_seconds": 2 * arguments.seconds + 1,  # where others disturb, a warm-up never is stable
         "threads": arguments.threads,
         "turn": arguments.turn,
     }

@@ -81,6 +81,8 @@ def _sampled(
     together: int,
 ) -> list[Params]:
     left = {str(space.point(params)): params for params in _new(space, precisions, records)}
+    if not left:
+        return []
     optuna = import_optuna()
     kinds = optuna.distributions.CategoricalDistribution
     table = {**space.choices(), "method": space.methods, "precision": tuple(precisions)}
@@ -94,9 +96,7 @@ def _sampled(
             told = {"params": dict(record.params), "values": goal.values(record)}
             study.add_trial(optuna.trial.create_trial(**told, distributions=distributions))
     chosen: list[Params] = []
-    for _ in range(together):
-        if not left:
-            break
+    for _ in range(min(together, len(left))):
         point = next((p for p in (_ask(study, distributions, space) for _ in range(ASKS)) if str(p) in left), None)
         chosen.append(left.pop(str(point) if point else draw.choice(sorted(left))))
     return chosen

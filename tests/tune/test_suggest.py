@@ -1,5 +1,7 @@
 """The next generation: how many, and the same ones for the same record and seed."""
 
+from dataclasses import replace
+
 import pytest
 
 from edgevit.tune.goal import Goal
@@ -23,6 +25,26 @@ def test_a_generation_has_four_new_choices_or_as_many_as_asked():
         found = chosen(together=together)
         assert len({str(SPACE.point(params)) for params in found}) == len(found) == together
         assert all(params["method"] != "none" for params in found)
+
+
+def test_other_precisions_come_after_the_first_choices_of_the_sampler():
+    space = Space(("tome", "evit"), ("fp32", "w4"), 1, {}, 12, {})
+
+    def methods(generation, records=()):
+        found = suggest(space, Goal("max-drop", 1.0), [DENSE, *records], generation, 0)
+        return [(params["method"], params["precision"]) for params in found]
+
+    assert methods(1) == [("tome", "fp32"), ("evit", "fp32")]
+    assert {method for method, _ in methods(2)} <= {"tome", "evit"}
+    assert methods(3) == [("none", "w4")]
+    tried = replace(DENSE, trial=1, params=space.dense("w4"), precision="w4")
+    assert {method for method, _ in methods(4, [tried])} <= {"tome", "evit"}
+
+
+def test_without_a_useful_precision_the_others_are_all_that_is_left():
+    space = Space(("tome",), ("fp32", "w4"), 1, {}, 12, {})
+    bad = replace(DENSE, figures={"drop": 5.0, "ratio": 1.0})
+    assert suggest(space, Goal("max-drop", 1.0), [bad], 1, 0) == [space.dense("w4")]
 
 
 def test_the_same_record_and_seed_give_the_same_choices():
