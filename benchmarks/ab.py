@@ -1,12 +1,12 @@
 """Can `edgevit profile` be trusted: no difference where there is none, a true one of 5 % found, and nothing added.
 
-    python benchmarks/ab.py -o DIR [--repetitions 20] [--rounds 12] [--seconds 1.5] [--turn 5] [--threads 1]
+    python benchmarks/ab.py -o DIR [--repetitions 20] [--rounds 12] [--seconds 1.5] [--turn 1] [--threads 1]
 
 Three demonstrations on this machine, in ONNX Runtime, with random weights (time does not depend on them):
 
     A/A       one engine against its own copy: the 95 % interval of the speedup excludes 1 at most twice in 20
     A/B       against a model with one small block more, about 5 %: the interval excludes 1, below it, 18 times in 20
-    overhead  a bare onnxruntime loop in turns with the runner: medians within 2 %
+    overhead  a bare onnxruntime loop in turns with the runner, inference by inference: within 2 %
 
 Each repetition is a line of JSON in DIR/ab.jsonl, and the same command goes on behind them; the summary is printed.
 Exit 1 where one does not hold. Only on a machine with nothing else running: it takes some 2 minutes a repetition with
@@ -97,7 +97,8 @@ def compare(base: Path, other: Path, plan: BenchPlan) -> dict[str, Any]:
 
 
 def overhead(engine: Path, plan: BenchPlan, folder: Path) -> dict[str, Any]:
-    """The runner's loop and a bare one, in turns; each median of round medians."""
+    """How much longer an inference takes in the runner's loop than in a bare one, in turns."""
+    from edgevit.devices import stats
     from edgevit.devices.lock import session_lock
     from edgevit.devices.pair import run_pair
     from edgevit.devices.plan import RUNNERS
@@ -109,16 +110,17 @@ def overhead(engine: Path, plan: BenchPlan, folder: Path) -> dict[str, Any]:
         "input": {"name": "images", "shape": [1, 3, SIZE, SIZE]}, "warmup_s": plan.warmup_s,
         "min_samples": plan.min_samples, "min_seconds": plan.min_seconds, "max_seconds": plan.max_seconds,
     }  # fmt: skip
-    medians: dict[str, list[float]] = {"stack": [], "bare": []}
+    blocks: list[stats.Block] = []
     runners = {"stack": RUNNERS["ort"], "bare": bare}
     for number in range(plan.rounds):
         names = list(runners) if number % 2 == 0 else list(reversed(runners))
         with session_lock() as lock:
-            found = run_pair([todo, todo], [runners[name] for name in names], folder, names, 60.0, lock)
-        for name, record in zip(names, found, strict=True):
-            medians[name].append(median(record["samples_ms"]))
-    stack, loop = median(medians["stack"]), median(medians["bare"])
-    return {"stack_ms": stack, "bare_ms": loop, "overhead": stack / loop - 1}
+            found = run_pair(
+                [todo | {"round": 2 * number}] * 2, [runners[name] for name in names], folder, names, 60.0, lock
+            )
+        samples = {name: tuple(record["samples_ms"]) for name, record in zip(names, found, strict=True)}
+        blocks.append(stats.Block(samples["stack"], samples["bare"]))
+    return {"overhead": stats.speedup(blocks).ratio - 1}
 
 
 def main() -> int:
@@ -128,7 +130,7 @@ def main() -> int:
     parser.add_argument("--repetitions", type=int, default=20, metavar="N")
     parser.add_argument("--rounds", type=int, default=12, metavar="N")
     parser.add_argument("--seconds", type=float, default=1.5, metavar="S", help="of sampling, a round")
-    parser.add_argument("--turn", type=int, default=5, metavar="N", help="as of edgevit profile; 0: round after round")
+    parser.add_argument("--turn", type=int, default=1, metavar="N", help="as of edgevit profile; 0: round after round")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
     arguments = parser.parse_args()
     from edgevit.devices.plan import BenchPlan
@@ -150,7 +152,7 @@ def main() -> int:
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
     for number in range(len(rows), arguments.repetitions):
         row = {"repetition": number, "aa": compare(base, copy, plan), "ab": compare(base, more, plan)}
-        rows.append(row | {"overhead": overhead(base, BenchPlan(rounds=2, **few | {"turn": 5}), arguments.out)})
+        rows.append(row | {"overhead": overhead(base, BenchPlan(rounds=2, **few | {"turn": 1}), arguments.out)})
         with path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(rows[-1]) + "\n")
     return judge(rows)

@@ -1,16 +1,19 @@
 """Two rounds at once that take turns: a few inferences of the one while the other waits, there and back.
 
 What others do on a shared machine comes and goes within seconds, and two rounds one after the other take that for a
-difference. Here both sides see the same seconds, and still nothing runs beside what is timed.
+difference. Here both sides see the same seconds, and still nothing runs beside what is timed. They also have the same
+cores, as many as threads: a process stays on its core, and on a shared machine one core may be 40 % slower than the
+next for as long as a round.
 """
 
 from __future__ import annotations
 
+import os
 import select
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,12 +52,38 @@ def run_pair(
         for number, (job, runner, place) in enumerate(zip(jobs, runners, places, strict=True)):
             own = folder / f"side{number}"
             own.mkdir(exist_ok=True)
-            child = stack.enter_context(start(job, runner, own, place, lock, subprocess.PIPE))
+            with _on(_cores(job)):
+                child = stack.enter_context(start(job, runner, own, place, lock, subprocess.PIPE))
             stack.callback(child.kill)
             sides.append(Partner(child, job, own, place))
             _wait(sides[-1], limit_s)  # loaded and warm before the other one begins
         _take_turns(sides, limit_s)
         return [_end(side, limit_s) for side in sides]
+
+
+def _cores(job: Mapping[str, Any]) -> set[int]:
+    """The same for both sides of a pair, others for the next pair; all where there are not more than threads."""
+    if not hasattr(os, "sched_getaffinity"):  # macOS: the system alone chooses
+        return set()
+    cores, count = sorted(os.sched_getaffinity(0)), job["options"].get("threads") or 0
+    if not 0 < count < len(cores):
+        return set(cores)
+    first = job.get("round", 0) // 2 * count
+    return {cores[(first + i) % len(cores)] for i in range(count)}
+
+
+@contextmanager
+def _on(cores: set[int]) -> Iterator[None]:
+    """A process that is started here runs on these cores; this one does not move."""
+    if not cores:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
 
 
 def _take_turns(sides: Sequence[Partner], limit_s: float) -> None:

@@ -183,11 +183,9 @@ class Profile:
 
 
 def _parts(samples_ms: Sequence[float], turn: int) -> list[float]:
-    """A round's median; in turns those of its odd and of its even ones, which are the A/A measurement of its block."""
-    if not turn or len(samples_ms) < 2 * turn:
-        return [median(samples_ms)]
-    turns = [samples_ms[start : start + turn] for start in range(0, len(samples_ms), turn)]
-    return [median(value for one in turns[first::2] for value in one) for first in (0, 1)]
+    """A round's median; in turns, those of its turns."""
+    step = turn or len(samples_ms)
+    return [median(samples_ms[start : start + step]) for start in range(0, len(samples_ms), step)]
 
 
 def _max(values: Iterable[int | None]) -> int | None:

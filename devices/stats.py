@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, median, stdev
 
@@ -144,9 +144,10 @@ def round_ci(medians_ms: Sequence[float], seed: int = 0) -> Interval | tuple[Non
 
 @dataclass(frozen=True)
 class Block:
-    """Round medians in milliseconds of one A B B A block: A is `against`, B the bundle.
+    """Medians in milliseconds, in order, of the rounds of one A B B A block: A is `against`, B the bundle.
 
-    A session with an odd number of rounds ends in half a block, with one of each.
+    A session with an odd number of rounds ends in half a block, with one of each. Of two rounds that take turns, they
+    are the medians of the turns.
     """
 
     against_ms: tuple[float, ...]
@@ -154,8 +155,18 @@ class Block:
 
     @property
     def log_ratio(self) -> float:
-        """log(A / B) of the block; a linear drift over A B B A cancels."""
-        return fmean(map(math.log, self.against_ms)) - fmean(map(math.log, self.bundle_ms))
+        """log(A / B) of the block, the median of its pairs: a linear drift over A B B A cancels."""
+        return _median_log(zip(self.against_ms, self.bundle_ms, strict=True))
+
+    @property
+    def log_apart(self) -> float | None:
+        """log(A / A) of the block, the same of every two in a row; None where there is one."""
+        firsts, seconds = self.against_ms[:-1:2], self.against_ms[1::2]
+        return _median_log(zip(firsts, seconds, strict=True)) if seconds else None
+
+
+def _median_log(pairs: Iterable[tuple[float, float]]) -> float:
+    return median(math.log(a / b) for a, b in pairs)
 
 
 @dataclass(frozen=True)
@@ -176,13 +187,13 @@ class Speedup:
 def noise_floor(blocks: Sequence[Block]) -> float | None:
     """How far two rounds of the *same* engine lie apart, as a fraction.
 
-    The median over blocks of |log(A1 / A2)|, turned back into a ratio less 1. This is the A/A measurement
-    that every A B B A block contains. None when no block is complete.
+    The median over blocks of |log(A1 / A2)|, turned back into a ratio less 1. This is the A/A measurement that every
+    A B B A block contains. None when no block is complete.
 
     >>> f"{noise_floor([Block((10.0, 10.1), (5.0, 5.0)), Block((10.0, 9.7), (5.0, 5.0))]):.3f}"
     '0.020'
     """
-    apart = [abs(math.log(b.against_ms[0] / b.against_ms[1])) for b in blocks if len(b.against_ms) == 2]
+    apart = [abs(found) for block in blocks if (found := block.log_apart) is not None]
     return math.expm1(median(apart)) if apart else None
 
 

@@ -19,7 +19,7 @@ SHORT = BenchPlan(rounds=6, warmup_s=0.3, min_samples=32, min_seconds=0.6, max_s
 """A trial's session: 25 s for two engines of 10 to 30 ms, most of it loading."""
 LONG = BenchPlan(max_seconds=5)
 """The finalists' session. A machine that others disturb is never stable: in turns both sides wait for it alike."""
-TURN = 5
+TURN = 3
 """Inferences before candidate and dense take turns, where their runner can: others that use the machine meet both."""
 WAIT_S = 2.0
 """Between two looks whether the machine's profile lock is free."""

@@ -36,12 +36,12 @@ json.dump(record, open(job["out"], "w"))
 """
 
 
-def pair(folder, first="", each="", limit_s=20.0):
-    """Records of two programs; what is given is the second one's."""
+def pair(folder, first="", each="", limit_s=20.0, also="", job=()):
+    """Records of two programs; what is given is the second one's, but for `also`, the first one's."""
     runners = [folder / "a.py", folder / "b.py"]
-    runners[0].write_text(textwrap.dedent(PROGRAM.format(first="", each="")))
+    runners[0].write_text(textwrap.dedent(PROGRAM.format(first=also, each="")))
     runners[1].write_text(textwrap.dedent(PROGRAM.format(first=first, each=each)))
-    job = {"turn": 5, "min_samples": 20, "min_seconds": 0, "max_seconds": 9, "options": {}}
+    job = {"turn": 5, "min_samples": 20, "min_seconds": 0, "max_seconds": 9, "options": {}, **dict(job)}
     with session_lock() as lock:
         return run_pair([job, job], runners, folder, ["A", "B"], limit_s, lock)
 
@@ -51,6 +51,17 @@ def test_one_waits_while_the_other_runs(tmp_path):
     assert len(a) == len(b) == 20
     order = "".join(name for _, name in sorted([(t, "a") for t in a] + [(t, "b") for t in b]))
     assert order == ("aaaaa" + "bbbbb" * 2 + "aaaaa") * 2
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_both_have_the_same_cores_as_many_as_threads_and_the_next_pair_has_others(tmp_path):
+    tell = "import os; job['cores'] = sorted(os.sched_getaffinity(0))"
+    own = os.sched_getaffinity(0)
+    pairs = [pair(tmp_path, tell, also=tell, job={"round": number, "options": {"threads": 1}}) for number in (0, 2)]
+    (first, same), (other, _) = [[record["job"]["cores"] for record in found] for found in pairs]
+    assert len(first) == 1
+    assert first == same != other
+    assert os.sched_getaffinity(0) == own
 
 
 @pytest.mark.parametrize(
