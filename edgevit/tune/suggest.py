@@ -1,8 +1,9 @@
 """The next generation of a study, from its record alone: the same record and seed give the same choices.
 
 The first generation keeps every token: in the default precision, in int8, in the other float ones. The second is each
-method at a moderate cut, in the fastest of these. From then on Optuna's TPE sampler chooses, among what was not tried
-yet; after its first choices every token is kept in the precisions that are left, which are rarely faster.
+method at a moderate cut, in the fastest of these. Where a drop is asked, two more halve each method's amounts: what is
+too deep is cheap to see. From then on Optuna's TPE sampler chooses, among what was not tried yet; before its second
+choices every token is kept in the precisions that are left, which are rarely faster.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import Any
 
 from edgevit.tune.goal import Goal
 from edgevit.tune.record import Record, import_optuna
-from edgevit.tune.space import Point, Space
+from edgevit.tune.space import MACS, Point, Space
 
 GENERATION = 4
 """Trials that are chosen together by default, whatever the number of workers, which see nothing of each other."""
-REST = 3
+HALVING = (2, 3)
+"""The generations that look for each method's amount."""
+REST = 5
 """The generation of the precisions that are left."""
 ASKS = 50
 """Tries of the sampler for a choice that is new."""
@@ -36,6 +39,10 @@ def suggest(
     precisions = useful(space, goal, records)
     if generation == 1 and precisions and space.methods:
         return [space.first(method, precisions[0]) for method in space.methods]
+    if generation in HALVING and precisions and goal.kind == "max-drop":
+        found = _halved(space, goal, records, precisions[0])
+        if found:
+            return found
     tried = [r.params for r in records]
     rest = [params for params in _dense(space, space.precisions[space.opening :]) if params not in tried]
     if generation >= REST and rest:
@@ -59,6 +66,21 @@ def _dense(space: Space, precisions: Sequence[str]) -> list[Params]:
     names = [f"option {name}" for name in space.options]
     mixed = [dict(zip(names, values, strict=True)) for values in itertools.product(*space.options.values())]
     return [{**space.dense(precision), **options} for precision in precisions for options in mixed]
+
+
+def _halved(space: Space, goal: Goal, records: Sequence[Record], precision: str) -> list[Params]:
+    """Each method in the middle between its deepest cut that holds and the mildest that does not."""
+    found = []
+    for method in space.methods:
+        first = space.first(method, precision)
+        same = [r for r in records if r.state != "failed" and {**r.params, "macs": first["macs"]} == first]
+        held = [r for r in same if r.state == "complete" and goal.meets(r.figures)]
+        deepest = min((r.params["macs"] for r in held), default=1.0)
+        mildest = max((r.params["macs"] for r in same if r not in held), default=0.0)
+        between = [macs for macs in MACS if mildest < macs < deepest]
+        if same and between:
+            found.append({**first, "macs": between[len(between) // 2]})
+    return found
 
 
 def _new(space: Space, precisions: Sequence[str], records: Sequence[Record]) -> list[Params]:

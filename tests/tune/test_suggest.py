@@ -6,7 +6,7 @@ import pytest
 
 from edgevit.tune.goal import Goal
 from edgevit.tune.record import Record
-from edgevit.tune.space import Space
+from edgevit.tune.space import FIRST_PLACE, Space
 from edgevit.tune.suggest import GENERATION, suggest
 
 pytest.importorskip("optuna")
@@ -35,10 +35,38 @@ def test_other_precisions_come_after_the_first_choices_of_the_sampler():
         return [(params["method"], params["precision"]) for params in found]
 
     assert methods(1) == [("tome", "fp32"), ("evit", "fp32")]
-    assert {method for method, _ in methods(2)} <= {"tome", "evit"}
-    assert methods(3) == [("none", "w4")]
+    assert {method for method, _ in methods(4)} <= {"tome", "evit"}
+    assert methods(5) == [("none", "w4")]
     tried = replace(DENSE, trial=1, params=space.dense("w4"), precision="w4")
-    assert {method for method, _ in methods(4, [tried])} <= {"tome", "evit"}
+    assert {method for method, _ in methods(6, [tried])} <= {"tome", "evit"}
+
+
+def reduced(method, macs, drop=None):
+    """A trial at the first place; without a drop it ended early."""
+    params = {**SPACE.first(method, "fp32"), "macs": macs}
+    state, figures = ("pruned", {}) if drop is None else ("complete", {"drop": drop, "ratio": 1.2})
+    return replace(DENSE, params=params, reduce=method, state=state, figures=figures)
+
+
+@pytest.mark.parametrize(
+    ("goal", "records", "amounts"),
+    [
+        ("max-drop", [("tome", 0.75, 0.5)], [("tome", 0.6)]),
+        ("max-drop", [("tome", 0.75, 0.5), ("tome", 0.6, None)], [("tome", 0.65)]),
+        ("max-drop", [("tome", 0.75, None), ("evit", 0.75, 1.5)], [("tome", 0.85), ("evit", 0.85)]),
+        ("max-drop", [("tome", 0.7, 0.5), ("tome", 0.65, None), ("evit", 0.75, 0.0)], [("evit", 0.6)]),
+    ],
+)
+def test_amounts_are_halved_between_what_holds_and_what_does_not(goal, records, amounts):
+    records = [DENSE, *(reduced(*record) for record in records)]
+    found = suggest(SPACE, Goal(goal, 1.0), records, 2, 0)
+    assert [(params["method"], params["macs"]) for params in found] == amounts
+    assert all(params["place"] == FIRST_PLACE for params in found)
+
+
+def test_nothing_is_halved_where_no_drop_is_asked():
+    found = suggest(SPACE, Goal("pareto"), [DENSE, reduced("tome", 0.75, 0.5)], 2, 0)
+    assert len(found) == GENERATION
 
 
 def test_without_a_useful_precision_the_others_are_all_that_is_left():
