@@ -145,7 +145,8 @@ def _divergences(
     spread = (sums / used.clamp_min(1)).gather(1, level) * filled
     p = reference / reference.sum(1, keepdim=True)
     r = spread / spread.sum(1, keepdim=True).clamp_min(TINY)
-    return (p * (p.clamp_min(1e-12) / r.clamp_min(1e-12)).log()).sum(1)
+    terms: torch.Tensor = p * (p.clamp_min(1e-12) / r.clamp_min(1e-12)).log()
+    return terms.sum(1)
 
 
 METHODS: dict[str, Callable[[torch.Tensor, float, float, QuantScheme], tuple[float, float]]] = {
