@@ -45,7 +45,10 @@ def import_ray() -> Any:
 
 @contextlib.contextmanager
 def cluster(settings: TuneSettings) -> Iterator[Cluster]:
-    """Connected to `--ray`; a program that is connected already stays so. Raises EdgeVitError."""
+    """Connected to `--ray`, and not longer: Ray ends a connected process with its cluster. Raises EdgeVitError.
+
+    A program that is connected already stays so.
+    """
     ray = import_ray()
     ours = not ray.is_initialized()
     if ours:
@@ -59,11 +62,10 @@ def cluster(settings: TuneSettings) -> Iterator[Cluster]:
                 f"--ray {settings.ray}: this machine is no node of a running cluster ({said}); `ray start --head`, or "
                 "`ray start --address=HOST:PORT`, makes it one"
             ) from error
-    found = Cluster(settings)
     try:
-        yield found
+        with contextlib.closing(Cluster(settings)) as found:
+            yield found
     finally:
-        found.close()
         if ours:
             ray.shutdown()
 
