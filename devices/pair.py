@@ -52,7 +52,7 @@ def run_pair(
         for number, (job, runner, place) in enumerate(zip(jobs, runners, places, strict=True)):
             own = folder / f"side{number}"
             own.mkdir(exist_ok=True)
-            with _on(_cores(job)):
+            with _on_cores_of(job):
                 child = stack.enter_context(start(job, runner, own, place, lock, subprocess.PIPE))
             stack.callback(child.kill)
             sides.append(Partner(child, job, own, place))
@@ -61,25 +61,16 @@ def run_pair(
         return [_end(side, limit_s) for side in sides]
 
 
-def _cores(job: Mapping[str, Any]) -> set[int]:
-    """The same for both sides of a pair, others for the next pair; all where there are not more than threads."""
-    if not hasattr(os, "sched_getaffinity"):  # macOS: the system alone chooses
-        return set()
-    cores, count = sorted(os.sched_getaffinity(0)), job["options"].get("threads") or 0
-    if not 0 < count < len(cores):
-        return set(cores)
-    first = job.get("round", 0) // 2 * count
-    return {cores[(first + i) % len(cores)] for i in range(count)}
-
-
 @contextmanager
-def _on(cores: set[int]) -> Iterator[None]:
-    """A process that is started here runs on these cores; this one does not move."""
-    if not cores:
+def _on_cores_of(job: Mapping[str, Any]) -> Iterator[None]:
+    """A process that is started here has as many cores as threads: both sides the same, the next pair others."""
+    own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # on macOS the system chooses
+    count = job["options"].get("threads") or 0
+    if not 0 < count < len(own):
         yield
         return
-    own = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
+    first = job.get("round", 0) // 2 * count
+    os.sched_setaffinity(0, {own[(first + i) % len(own)] for i in range(count)})
     try:
         yield
     finally:

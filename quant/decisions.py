@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgevit.quant.flow import LAYOUT, Flow, operator
+from edgevit.quant.flow import LAYOUT, Flow, is_integer, operator
 from edgevit.quant.structure import Structure
 
 if TYPE_CHECKING:
@@ -37,7 +37,5 @@ def _picks(node: Node) -> bool:
 
 
 def is_float(node: Node) -> bool:
-    """Of several values (a top-k's) the last counts: its indices."""
-    value = node.meta["val"]
-    value = value[-1] if isinstance(value, (list, tuple)) else value
-    return bool(value.dtype.is_floating_point)
+    """Whether what a node gives decides nothing."""
+    return not is_integer(node.meta["val"])

@@ -128,6 +128,12 @@ def operator(node: Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
+def is_integer(value: Any) -> bool:
+    """Integers or booleans, of an example or a computed value; of several (a top-k's) the last counts: its indices."""
+    value = value[-1] if isinstance(value, (list, tuple)) else value
+    return isinstance(value, torch.Tensor) and not value.is_floating_point()
+
+
 def is_layer(node: Node) -> bool:
     """A Linear or a convolution, of whatever kind."""
     return operator(node) == "linear" or operator(node).startswith("conv")

@@ -15,6 +15,7 @@ import torch
 from torch.fx.node import map_arg
 
 from edgevit.export.rewrite import Node
+from edgevit.quant.flow import is_integer
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -56,7 +57,7 @@ def walk(
                 if node in wanted:
                     source = node.args[0]
                     quant_env[node] = visit(node, float_env[source], quant_env[source], float_env[node])
-                elif _picks(float_env[node]) or all(float_env[n] is quant_env[n] for n in node.all_input_nodes):
+                elif is_integer(float_env[node][0]) or all(float_env[n] is quant_env[n] for n in node.all_input_nodes):
                     quant_env[node] = float_env[node]
                 else:
                     quant_env[node] = run(node, quant_env)
@@ -71,12 +72,6 @@ def walk(
 def _run(node: Node, env: dict[Node, Any], index: int) -> Any:
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: env[n][index] if isinstance(env[n], list) else env[n])
     return node.target(*args, **kwargs)
-
-
-def _picks(found: list[Any]) -> bool:
-    """Whether a node gives integers or booleans; of several values (a top-k's) the last counts: its indices."""
-    value = found[0][-1] if isinstance(found[0], (tuple, list)) else found[0]
-    return isinstance(value, torch.Tensor) and not value.is_floating_point()
 
 
 def power(values: Values) -> float:

@@ -40,14 +40,13 @@ def test_two_thousand_images_take_the_memory_of_five_hundred(tmp_path):
 
 @pytest.mark.slow
 def test_the_benchmark_evaluates_a_bundle_with_bounded_memory(tmp_path):
-    command = [sys.executable, SCRIPT, "-o", tmp_path, "--images", "500", "2000", "--json"]
+    command = [sys.executable, SCRIPT, "-o", tmp_path, "--images", "500", "8000", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     few, many = json.loads(done.stdout)
-    assert (few["images"], many["images"]) == (500, 2000)
+    assert (few["images"], many["images"]) == (500, 8000)
     assert many["peak_mb"] - few["peak_mb"] < GROWTH_MB
     assert many["peak_mb"] < 1500
     assert [one["at"] for one in many["left"]] == [0.1, 0.5, 0.9]
-    # Tenths of a second are left by then, which other jobs of a machine may well make seconds; what is named for
-    # longer work is tested with a clock of its own in test_pace.py.
-    last = many["left"][-1]
-    assert last["said_s"] is None or abs(last["said_s"] - last["true_s"]) < 5
+    # Half-way it has run for seconds; the other jobs of a machine may double the rest of it, not more.
+    half = many["left"][1]
+    assert half["said_s"] is None or half["true_s"] / 4 < half["said_s"] < half["true_s"] * 4

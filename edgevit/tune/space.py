@@ -111,8 +111,8 @@ def space(vit: VitModel | None, why_not: str, target: Runtime) -> Space:
     default, *others = policy.precisions
     for name in (default, *sorted(others, key=lambda p: (p != "int8", policy.quantizes(p) is not None))):
         reason = target.runs_here(name) if name in policy.elsewhere else None  # it could be built, but not judged
-        if name.startswith("int8+") and target.resolve("int8") not in ("int8", name):
-            reason = f"int8 is {target.resolve('int8')} on this machine"
+        if name.startswith("int8+") and (own := target.resolve("int8")) not in ("int8", name):
+            reason = f"int8 is {own} on this machine"
         if reason:
             left_out[name] = reason
             continue

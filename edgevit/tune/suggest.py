@@ -2,8 +2,8 @@
 
 The first generation keeps every token: in the default precision, in int8, in the other float ones. The second is each
 method at a moderate cut, in the fastest of these. Where a drop is asked, two more halve each method's amounts: what is
-too deep is cheap to see. From then on Optuna's TPE sampler chooses, among what was not tried yet; before its second
-choices every token is kept in the precisions that are left, which are rarely faster.
+too deep is cheap to see. From then on Optuna's TPE sampler chooses, among what was not tried yet; the sixth keeps every
+token in the precisions that are left, which are rarely faster.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GENERATION = 4
 HALVING = (2, 3)
 """The generations that look for each method's amount."""
 REST = 5
-"""The generation of the precisions that are left."""
+"""From this generation on, or earlier where nothing else is left, the precisions that are left."""
 ASKS = 50
 """Tries of the sampler for a choice that is new."""
 

@@ -12,7 +12,7 @@ from edgevit.devices.bench import BenchPlan
 def test_the_embedded_model_is_tuned_and_measured_for_openvino(cli, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     pytest.importorskip("optuna")
-    short = BenchPlan(rounds=5, warmup_s=0, min_samples=8, min_seconds=0.1)  # five: an interval by bootstrap
+    short = BenchPlan(rounds=5, warmup_s=0, min_samples=8, min_seconds=0.1)
     monkeypatch.setattr("edgevit.tune.meter.SHORT", short)
     monkeypatch.setattr("edgevit.tune.meter.LONG", short)
     from edgevit.demo.scenes import write_images
