@@ -17,7 +17,7 @@ import pytest
 from edgevit.bundle import Bundle
 from edgevit.errors import EdgeVitError
 from edgevit.tune.on_ray.carry import pack, unpack
-from edgevit.tune.on_ray.cluster import alive, nodes
+from edgevit.tune.on_ray.cluster import alive, cluster, nodes
 from edgevit.tune.on_ray.place import claim, machine
 from edgevit.tune.on_ray.staff import Staff
 from edgevit.tune.run import tune
@@ -64,13 +64,13 @@ def ray_start(*flags):
 
 
 def nodes_alive(address):
-    """Node ids, as a process of its own sees them."""
+    """How many nodes a process of its own sees; Ray itself prints there when one dies."""
     code = (
-        f"import ray; ray.init(address={address!r}, logging_level='ERROR')\n"
-        "print([n['NodeID'] for n in ray.nodes() if n['Alive']])"
+        f"import sys; sys.stdout = sys.stderr; import ray; ray.init(address={address!r}, logging_level='ERROR')\n"
+        "print(sum(n['Alive'] for n in ray.nodes()), file=sys.__stdout__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return len(json.loads(done.stdout.splitlines()[-1].replace("'", '"'))) if done.returncode == 0 else 0
+    return int(done.stdout) if done.returncode == 0 else 0
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +230,21 @@ def test_a_dead_node_loses_what_it_was_at_and_one_that_joins_gets_a_worker(head)
             staff.close()
         finally:
             stop(other)
+
+
+@pytest.mark.slow
+def test_what_ray_prints_is_not_taken_for_the_result(both, asked, capsys):
+    from ray._private.utils import push_error_to_driver
+    from ray._private.worker import global_worker
+
+    with cluster(asked(ray=both)):
+        push_error_to_driver(global_worker, "test", "what a node says")
+        said, end = "", time.monotonic() + START_S
+        while "what a node says" not in said:
+            assert time.monotonic() < end
+            seen = capsys.readouterr()
+            assert seen.out == ""
+            said += seen.err
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -47,27 +48,34 @@ def import_ray() -> Any:
 def cluster(settings: TuneSettings) -> Iterator[Cluster]:
     """Connected to `--ray`, and not longer: Ray ends a connected process with its cluster. Raises EdgeVitError.
 
-    A program that is connected already stays so.
+    A program that is connected already stays so. What Ray prints meanwhile, as of a node that died, goes to stderr.
     """
     ray = import_ray()
     ours = not ray.is_initialized()
-    if ours:
-        try:
-            with warnings.catch_warnings():  # on what later versions of Ray will do
-                warnings.simplefilter("ignore")
-                ray.init(address=settings.ray, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise EdgeVitError(
-                f"--ray {settings.ray}: this machine is no node of a running cluster ({said}); `ray start --head`, or "
-                "`ray start --address=HOST:PORT`, makes it one"
-            ) from error
-    try:
-        with contextlib.closing(Cluster(settings)) as found:
-            yield found
-    finally:
+    with contextlib.redirect_stdout(sys.stderr):
         if ours:
-            ray.shutdown()
+            _connect(str(settings.ray))
+        try:
+            with contextlib.closing(Cluster(settings)) as found:
+                yield found
+        finally:
+            if ours:
+                ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    try:
+        with warnings.catch_warnings():  # on what later versions of Ray will do
+            warnings.simplefilter("ignore")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise EdgeVitError(
+            f"--ray {address}: this machine is no node of a running cluster ({said}); `ray start --head`, or "
+            "`ray start --address=HOST:PORT`, makes it one"
+        ) from error
 
 
 class Cluster:
