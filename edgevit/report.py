@@ -1,7 +1,7 @@
 """What was measured, for people: an HTML page, a table for the terminal, a plot.
 
     html(title, rows, conditions, ...)   one self-contained page      (edgevit.report_page)
-    plot_svg(rows)                       latency against accuracy     (edgevit.report_plot)
+    plot_svg(rows, pick)                 latency against accuracy     (edgevit.report_plot)
     table(rows)                          the same columns by rich
     headline(rows)                       the sentence on top          (edgevit.report_rows)
 
@@ -58,9 +58,10 @@ def write_report(
     commands: Sequence[str] = (),
     notes: Sequence[str] = (),
     samples: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    said: Headline | None = None,
 ) -> Path:
-    """Write the page to `path`. Raises BundleError when the place cannot be written."""
-    text = html(title, rows, conditions, pictures, commands, notes, samples)
+    """Write the page to `path`, as `html` makes it. Raises BundleError when the place cannot be written."""
+    text = html(title, rows, conditions, pictures, commands, notes, samples, said)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as beside:

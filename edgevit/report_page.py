@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgevit.report_latency import latency_svg
 from edgevit.report_plot import plot_svg
-from edgevit.report_rows import COLUMNS, DASH, LOSS_LIMIT, Cell, Row, cells, headline
+from edgevit.report_rows import COLUMNS, DASH, Cell, Headline, Row, cells, headline
 from edgevit.report_style import PAGE
 from edgevit.version import __version__
 
@@ -43,18 +43,19 @@ def html(
     commands: Sequence[str] = (),
     notes: Sequence[str] = (),
     samples: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    said: Headline | None = None,
 ) -> str:
     """The whole page. rows: the baseline first. pictures: (caption, picture). conditions may be nested.
 
-    samples: name → a list of milliseconds for each round.
+    samples: name → a list of milliseconds for each round. said: where something else has chosen a row.
     """
-    said = headline(rows)
+    said = said or headline(rows)
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="headline">{escape(said.text)}</p>',
         f'<p class="detail">{escape(said.detail)}</p>' if said.detail else "",
-        _section("Results", _table(rows, said.row)),
-        _section("Latency and accuracy", _plot(rows)),
+        _section("Results", _table(rows, said)),
+        _section("Latency and accuracy", _plot(rows, said)),
         _section("Latency of every round", _latencies(samples or {})),
         _section("Tokens", "".join(_picture(caption, picture) for caption, picture in pictures)),
         _section("Notes", _list(notes)),
@@ -78,10 +79,10 @@ def _section(name: str, content: str) -> str:
     return f"<section><h2>{name}</h2>{content}</section>" if content else ""
 
 
-def _table(rows: Sequence[Row], pick: int | None) -> str:
+def _table(rows: Sequence[Row], said: Headline) -> str:
     """On a phone every row is laid out as a card; the roles keep it a table for screen readers."""
     head = "".join(f'<th role="columnheader" scope="col">{_cell(column)}</th>' for column in COLUMNS)
-    body = "".join(_table_row(row, i == 0, i == pick) for i, row in enumerate(rows))
+    body = "".join(_table_row(row, i == 0, said.tag if i == said.row else "") for i, row in enumerate(rows))
     return (
         '<div class="scroll" role="region" aria-label="Results" tabindex="0"><table role="table">'
         f'<thead role="rowgroup"><tr role="row">{head}</tr></thead><tbody role="rowgroup">{body}</tbody>'
@@ -89,16 +90,16 @@ def _table(rows: Sequence[Row], pick: int | None) -> str:
     )
 
 
-def _table_row(row: Row, baseline: bool, pick: bool) -> str:
+def _table_row(row: Row, baseline: bool, won_as: str) -> str:
     name, *values = cells(row, baseline)
-    tag = f'<span class="tag">fastest within {LOSS_LIMIT:g} point</span>' if pick else ""
+    tag = f'<span class="tag">{escape(won_as)}</span>' if won_as else ""
     bundle = f"<small>{escape(row.bundle)}</small>" if row.bundle not in ("", row.name) else ""
     first = f'<th role="rowheader" scope="row">{_cell(name)}{bundle}{tag}</th>'
     rest = "".join(
         f'<td role="cell" data-label="{escape(_title(column))}">{_cell(value)}</td>'
         for column, value in zip(COLUMNS[1:], values, strict=True)
     )
-    kind = ' class="pick"' if pick else ""
+    kind = ' class="pick"' if won_as else ""
     return f'<tr role="row"{kind}>{first}{rest}</tr>'
 
 
@@ -110,12 +111,12 @@ def _cell(cell: Cell) -> str:
     return escape(cell.value) + (f"<small>{escape(cell.detail)}</small>" if cell.detail else "")
 
 
-def _plot(rows: Sequence[Row]) -> str:
+def _plot(rows: Sequence[Row], said: Headline) -> str:
     """Drawn twice, because letters in a scaled-down plot are too small to read on a phone."""
-    wide = plot_svg(rows)
+    wide = plot_svg(rows, said.row)
     if not wide:
         return ""
-    narrow = plot_svg(rows, width=360, height=330)
+    narrow = plot_svg(rows, said.row, width=360, height=330)
     bars = "Bars: 95 % interval of the latency, one standard error of the accuracy."
     return (
         f'<figure><div class="wide">{wide}</div><div class="narrow">{narrow}</div>'

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from edgevit.report_rows import Row, bounds, cells, headline
+from edgevit.report_rows import Row, bounds, cells
 from edgevit.report_style import PLOT
 
 LEFT, RIGHT, TOP, BOTTOM = 60, 16, 14, 46
@@ -79,13 +79,16 @@ class Point:
         return Box(self.x - 7, self.y - 7, self.x + 7, self.y + 7)
 
 
-def plot_svg(rows: Sequence[Row], width: int = 960, height: int = 440) -> str:
-    """The plot as one `<svg>` element with its own style; empty when no row has both latency and top-1."""
+def plot_svg(rows: Sequence[Row], pick: int | None = None, width: int = 960, height: int = 440) -> str:
+    """The plot as one `<svg>` element with its own style; empty when no row has both latency and top-1.
+
+    pick: the row to point out.
+    """
     measured = [(i, row) for i, row in enumerate(rows) if row.median_ms is not None and row.top1 is not None]
     if not measured:
         return ""
     x, y = _axes([row for _, row in measured], width, height)
-    points = _points(measured, headline(rows).row, x, y, longest=int((width - LEFT - RIGHT) * 0.62 / GLYPH))
+    points = _points(measured, pick, x, y, longest=int((width - LEFT - RIGHT) * 0.62 / GLYPH))
     parts = [f"<style>{PLOT}</style>", f'<rect class="ev-back" width="{width}" height="{height}"/>']
     parts += _frame(x, y, width, height)
     base = next((p for p in points if p.kind == "ev-base"), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Interval = tuple[float, float] | tuple[None, None] | None
 """Low and high end at 95 %; None, or two of them, where too little was measured for one."""
@@ -44,11 +44,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Headline:
-    """The sentence, a second one with the figures behind it, and the row to point out, if one won."""
+    """The sentence, a second one with the figures behind it, the row to point out, if one won, and what it won as."""
 
     text: str
     detail: str = ""
     row: int | None = None
+    tag: str = f"fastest within {LOSS_LIMIT:g} point"
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,16 @@ def headline(rows: Sequence[Row]) -> Headline:
         f"Faster only beyond {LOSS_LIMIT:g} point of loss: {_faster(rows[best])}, {_loss(losses[best])}",
         _detail(rows[best], base),
     )
+
+
+def chosen(rows: Sequence[Row], row: int, tag: str) -> Headline:
+    """The sentence for a row that something else has chosen, as `edgevit tune` its winner."""
+    if row == 0:
+        return Headline("Nothing better than the baseline was found")
+    if not _is_faster(rows[row]):
+        return replace(_not_faster([rows[0], rows[row]], 1), row=row, tag=tag)
+    text = f"{_faster(rows[row])}, {_loss(lost(rows[row], rows[0]))}"
+    return Headline(text, _detail(rows[row], rows[0]), row, tag)
 
 
 def _accuracy_only(rows: Sequence[Row]) -> Headline:

@@ -10,7 +10,8 @@ from PIL import Image
 from rich.console import Console
 
 from edgevit.errors import BundleError
-from edgevit.report import Row, headline, html, plot_svg, table, write_report
+from edgevit.report import Headline, Row, headline, html, plot_svg, table, write_report
+from edgevit.report_rows import chosen
 from edgevit.report_plot import LEFT, Box, _axes, _place, _points
 from edgevit.report_rows import DASH
 
@@ -148,8 +149,22 @@ def test_what_was_not_measured_is_a_dash():
     assert "How it was measured" not in text  # nothing was
 
 
+def test_what_something_else_has_chosen_is_the_headline():
+    said = chosen(ROWS, 2, "winner")
+    assert (said.row, said.tag) == (2, "winner")
+    assert said.detail.startswith(f"{ROWS[2].name} against {ROWS[0].name}: ")
+    words = " ".join(Page(html("study", ROWS, {}, said=said)).words)
+    assert said.text in words
+    assert "winner" in words
+    assert headline(ROWS).text not in words
+    assert chosen(ROWS, 0, "winner") == Headline("Nothing better than the baseline was found")
+    slower = chosen([DENSE, SLOWER], 1, "winner")
+    assert slower.row == 1
+    assert slower.text == headline([DENSE, SLOWER]).text
+
+
 def test_plot_has_one_marker_per_measured_row():
-    root = ET.fromstring(plot_svg(ROWS))
+    root = ET.fromstring(plot_svg(ROWS, pick=1))
     name = "{http://www.w3.org/2000/svg}"
     marks = [e for e in root.iter() if e.get("class") == "ev-marker"]
     assert [m.tag for m in marks] == [f"{name}rect", f"{name}circle", f"{name}circle", f"{name}circle"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgevit.evaluate import standard_error
 from edgevit.files import whole
-from edgevit.report_rows import Row
+from edgevit.report_rows import Headline, Row, chosen
 from edgevit.tune.goal import front
 from edgevit.tune.record import Record
 from edgevit.tune.settings import TuneSettings
@@ -54,10 +54,14 @@ def write_study(study: Study) -> str:
 
 
 def report_rows(study: Study) -> list[Row]:
-    """Dense first, then the front and the unreduced engines, fastest first; accuracy on the search images."""
+    """Dense first, then the front and the unreduced engines, fastest first; accuracy on the search images.
+
+    A finalist's latency is that of the finalists' session.
+    """
+    again = {r.trial: r for r in study.finalists}
     done = [r for r in study.records if r.state == "complete"]
     wanted = {r.trial for r in front(done)} | {r.trial for r in done if r.reduce == "none"}
-    others = [r for r in done if r.trial in wanted and r is not study.base]
+    others = [again.get(r.trial, r) for r in done if r.trial in wanted and r is not study.base]
     first = [study.base] if study.base and study.base.state == "complete" else []
     return [_row(study, r) for r in (*first, *sorted(others, key=lambda r: -r.figures["ratio"]))]
 
@@ -105,9 +109,15 @@ def _write_front(study: Study, rows: Sequence[Row]) -> None:
     except MissingExtra as error:
         notes.append(f"front.png was not drawn: {error}")
     title = f"{settings.model} on {settings.target}: {settings.goal}"
+    said = Headline(f"Nothing that was tried meets {settings.goal}")
+    if study.winner:
+        own = f"trial {study.winner.trial}"
+        said = chosen(rows, next(i for i, row in enumerate(rows) if row.bundle == own), "winner")
+        names = ", ".join(r.name for r in study.finalists)
+        notes.append(f"Measured again side by side, for longer: {names}. The other latencies are of short sessions.")
     conditions = {**settings.fixed(), "trials": len(study.records), "stopped by": study.stopped}
     commands = [r.command for r in front(study.records)]
-    write_report(out / "front.html", title, rows, conditions, commands=commands, notes=notes)
+    write_report(out / "front.html", title, rows, conditions, commands=commands, notes=notes, said=said)
 
 
 def summary(study: Study) -> str:

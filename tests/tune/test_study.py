@@ -71,9 +71,12 @@ def test_every_trial_that_ended_early_says_where_and_why(done):
 
 
 def test_the_front_is_a_page_a_picture_and_a_table(done):
-    folder = done[0].out
-    assert "<svg" in (folder / "front.html").read_text()
-    assert "FAKE" in (folder / "front.html").read_text()
+    folder, best = done[0].out, done[1].result["best"]
+    page = (folder / "front.html").read_text()
+    winner = page[page.index('<tr role="row" class="pick">') :]
+    assert f"{best['schedule']} {best['precision']}" in winner[: winner.index("</tr>")]
+    assert "<svg" in page
+    assert "FAKE" in page
     assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "front.csv").read_text().startswith("name,")
 
