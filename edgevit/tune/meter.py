@@ -19,6 +19,8 @@ SHORT = BenchPlan(rounds=6, warmup_s=0.3, min_samples=32, min_seconds=0.6, max_s
 """A trial's session: 25 s for two engines of 10 to 30 ms, most of it loading."""
 LONG = BenchPlan(max_seconds=5)
 """The finalists' session. A machine that others disturb is never stable: in turns both sides wait for it alike."""
+LONG_IN_TURNS = 8
+"""Its rounds where two engines take turns: each is a block, of which A B B A makes six of twelve rounds."""
 TURN = 3
 """Inferences before candidate and dense take turns, where their runner can: others that use the machine meet both."""
 WAIT_S = 2.0
@@ -77,7 +79,7 @@ class BenchMeter:
         jobs = [job(bundle, f"candidate {i}", there) for i, bundle in enumerate(candidates)]
         plan = LONG if long else SHORT
         if self.local and all(j.runner in pair.RUNNERS for j in jobs):
-            plan = replace(plan, turn=TURN)
+            plan = replace(plan, turn=TURN, rounds=min(plan.rounds, LONG_IN_TURNS))
         while True:
             try:
                 found = profile(jobs, job(dense, "dense", there), plan, device=self.device).to_json()

@@ -20,8 +20,8 @@ from edgevit.tune.suggest import suggest
 from edgevit.tune.workshop import Workshop
 from edgevit.tune.write import write_trials
 
-FINAL_SHARE = 0.15
-"""Of the budget, kept for the finalists' measurement and the images held back."""
+FINAL_LOOKS = 7
+"""Kept of the budget for the finalists' session and the images held back: as long as so many trials are measured."""
 
 ALWAYS = 2
 """Trials that no budget is too small for: dense, and dense in 8 bits."""
@@ -104,9 +104,10 @@ class Search:
             return f"--trials {settings.trials}"
         if len(records) + running < ALWAYS:
             return ""
-        long = [sum(r.seconds.values()) for r in records if r.state == "complete"]
-        usual = median(long) if long else 0.0
-        if self.spent_s + usual / 2 > settings.budget_s * (1 - FINAL_SHARE):
+        long = [r.seconds for r in records if r.state == "complete"]
+        usual = median(sum(s.values()) for s in long) if long else 0.0
+        end = FINAL_LOOKS * median(s["latency"] for s in long) if long else 0.0
+        if self.spent_s + usual / 2 + end > settings.budget_s:
             return f"--budget: {settings.budget_s / 60:g} minutes"
         return ""
 
