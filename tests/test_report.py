@@ -11,9 +11,8 @@ from rich.console import Console
 
 from edgevit.errors import BundleError
 from edgevit.report import Headline, Row, headline, html, plot_svg, table, write_report
-from edgevit.report_rows import chosen
 from edgevit.report_plot import LEFT, Box, _axes, _place, _points
-from edgevit.report_rows import DASH
+from edgevit.report_rows import DASH, chosen
 
 DENSE = Row(
     "dense", "out/dense", "ort", "fp32", "none", 88.6, 1.1, 800, median_ms=16.2, ci95_ms=(15.8, 16.7),
