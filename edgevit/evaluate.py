@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgevit.bundle import Bundle
 from edgevit.data import Dataset
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Evaluation:
     """Predictions of one bundle: `ranks[i]` is the place of the true label among the outputs (0 = top-1).
 
-    by: what ran here. unverified: what the device may do otherwise, where that was not the engine itself.
+    margins: its score less the highest other one. by: what ran here. unverified: what the device may do otherwise,
+    where that was not the engine itself.
     """
 
     bundle: str
@@ -34,6 +35,7 @@ class Evaluation:
     seconds: float
     by: str = ""
     unverified: tuple[str, ...] = ()
+    margins: tuple[float, ...] = ()
 
     @property
     def images(self) -> int:
@@ -67,6 +69,14 @@ class Evaluation:
         }
 
 
+class Answer(NamedTuple):
+    """One image: the predicted class, the place of the true label, its score less the highest other one."""
+
+    predicted: int
+    rank: int
+    margin: float
+
+
 def evaluate(bundle: Bundle, data: Dataset, progress: Progress | None = None) -> Evaluation:
     """Run a bundle's engine over labelled images with its own preprocessing. Raises DataError, RuntimeRefusal."""
     _check_classifier(bundle)
@@ -74,17 +84,16 @@ def evaluate(bundle: Bundle, data: Dataset, progress: Progress | None = None) ->
     target, precision = runtime(bundle.manifest["target"]), bundle.engine.precision
     session = target.open(bundle.engine)
     batch = bundle.engine.inputs.batch
-    predicted: list[int] = []
-    ranks: list[int] = []
+    answers: list[Answer] = []
     started = time.perf_counter()
-    for found, place in scored(session.run, bundle.name, bundle.preprocess, data, batch):
-        predicted.append(found)
-        ranks.append(place)
-        if progress and (len(ranks) % batch == 0 or len(ranks) == len(data)):
-            progress(f"evaluate {bundle.name}", len(ranks), len(data))
+    for answer in scored(session.run, bundle.name, bundle.preprocess, data, batch):
+        answers.append(answer)
+        if progress and (len(answers) % batch == 0 or len(answers) == len(data)):
+            progress(f"evaluate {bundle.name}", len(answers), len(data))
     seconds, here = time.perf_counter() - started, seen(target, precision)
     unverified = here.unverified if target.runs_here(precision) else ()
-    return Evaluation(bundle.name, tuple(predicted), tuple(ranks), seconds, here.by, unverified)
+    predicted, ranks, margins = zip(*answers, strict=True)
+    return Evaluation(bundle.name, predicted, ranks, seconds, here.by, unverified, margins)
 
 
 def scored(
@@ -93,8 +102,8 @@ def scored(
     preprocess: Preprocess,
     data: Dataset,
     batch: int,
-) -> Iterator[tuple[int, int]]:
-    """The predicted class of each image, and the place of its label; images are read as they are asked for.
+) -> Iterator[Answer]:
+    """The answers, one by one; images are read as they are asked for.
 
     run: float32 `[batch, 3, H, W]` → scores `[batch, classes]`. Raises DataError for a score that is no number.
     """
@@ -105,7 +114,9 @@ def scored(
         for scores in run(images)[: len(data) - done]:
             if not np.isfinite(scores).all():
                 raise DataError(f"{name} gives NaN or infinite outputs for {data.files[done].name}")
-            yield int(scores.argmax()), rank(scores, data.labels[done])
+            label = data.labels[done]
+            others = np.delete(scores, label).max(initial=-np.inf)
+            yield Answer(int(scores.argmax()), rank(scores, label), float(scores[label] - others))
             done += 1
 
 

@@ -39,6 +39,9 @@ def test_top1_and_top5_are_those_of_the_eager_model(fake_bundle, tiny_vit, pictu
     found = evaluate(bundle, read_dataset(labelled(labels)))
     assert found.ranks == tuple(places)
     assert found.predicted == tuple(order[:, 0])
+    scores = eager_scores(tiny_vit(), bundle, pictures.files)
+    others = [max(np.delete(row, label)) for row, label in zip(scores, labels, strict=True)]
+    assert found.margins == pytest.approx([s[i] - o for s, i, o in zip(scores, labels, others, strict=True)], abs=1e-5)
     result = found.to_json()
     assert (result["images"], result["top1"], result["top5"]) == (10, 40.0, 80.0)
     assert result["top1_se"] == pytest.approx(100 * (0.4 * 0.6 / 10) ** 0.5)

@@ -23,6 +23,11 @@ PENALTY = 1.0
 Figures = Mapping[str, Any]
 
 
+def loss(figures: Figures) -> float:
+    """Points that a candidate is taken to lose: what it lost, or what its near misses say, whichever is more."""
+    return float(max(figures["drop"], figures["smoothed_drop"]))
+
+
 @dataclass(frozen=True)
 class Goal:
     """kind and its limit: points of top-1, or milliseconds; `pareto` has none."""
@@ -48,7 +53,7 @@ class Goal:
         """Whether a measured candidate is good enough. Where the front is asked, its pick loses at most a point."""
         if self.kind == "latency":
             return bool(figures["median_ms"] <= self.limit)
-        return bool(figures["drop"] <= (self.limit if self.kind == "max-drop" else LOSS_LIMIT))
+        return loss(figures) <= (self.limit if self.kind == "max-drop" else LOSS_LIMIT)
 
     def values(self, record: Record) -> tuple[float, ...]:
         """What the sampler is told."""
@@ -59,7 +64,7 @@ class Goal:
             return drop, share
         if self.kind == "latency":
             return (drop + PENALTY * max(0.0, record.figures["median_ms"] / self.limit - 1),)
-        return (share + PENALTY * max(0.0, drop - self.limit),)
+        return (share + PENALTY * max(0.0, loss(record.figures) - self.limit),)
 
     def ceiling(self, records: Sequence[Record]) -> float:
         """The drop that a candidate of the next generation may not clearly exceed, in points."""
@@ -72,7 +77,8 @@ class Goal:
 
     def order(self, figures: Figures) -> tuple[float, float]:
         """Sorts candidates that are good enough, best first."""
-        return (figures["drop"], -figures["ratio"]) if self.kind == "latency" else (-figures["ratio"], figures["drop"])
+        lost = loss(figures)
+        return (lost, -figures["ratio"]) if self.kind == "latency" else (-figures["ratio"], lost)
 
 
 def front(records: Sequence[Record]) -> list[Record]:

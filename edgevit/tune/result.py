@@ -14,6 +14,7 @@ from edgevit.bundle import REPORT, SCHEMA, Bundle, staged, write_json
 from edgevit.errors import EdgeVitError, GateFailed
 from edgevit.evaluate import compare
 from edgevit.tune.fidelity import bundle_name
+from edgevit.tune.flips import smoothed_drop
 from edgevit.tune.goal import front
 from edgevit.tune.record import Record
 from edgevit.tune.workshop import Paired
@@ -74,7 +75,7 @@ def best(good: Sequence[Record], shop: Workshop) -> Record:
 
 def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     """The front as a table: what a person chooses from."""
-    keys = ("drop", "drop_ci95", "ratio", "ratio_ci95", "median_ms")
+    keys = ("drop", "drop_ci95", "smoothed_drop", "ratio", "ratio_ci95", "median_ms")
     return [
         {"name": r.name, "schedule": r.reduce, "precision": r.precision, "options": dict(r.options),
          **{key: r.figures[key] for key in keys}, "command": r.command}
@@ -113,7 +114,8 @@ def _holdout(shop: Workshop, winner: Record) -> dict[str, Any]:
     """The winner beside dense, on images that took no part."""
     theirs, ours = shop.evaluate(shop.dense, "holdout"), shop.evaluate(_bundle(shop, winner), "holdout")
     against = compare(ours, theirs)
-    found = Paired(against["flips_lost"], against["flips_won"], ours.images, False).to_json()
+    near = smoothed_drop(theirs.margins, ours.margins)
+    found = Paired(against["flips_lost"], against["flips_won"], ours.images, False, near).to_json()
     return {**found, "top1": ours.top1, "dense_top1": theirs.top1, "agreement": against["agreement"]}
 
 
@@ -136,6 +138,8 @@ def _result(study: Study) -> dict[str, Any]:
             "options": dict(winner.options),
             "exact_schedule": winner.figures["schedule"],
             "drop_ci95": study.holdout["drop_ci95"],
+            "smoothed_drop": study.holdout["smoothed_drop"],
+            "smoothed_drop_ci95": study.holdout["smoothed_drop_ci95"],
             "speedup_ci95": list(winner.figures["ratio_ci95"]),
             "median_ms": winner.figures["median_ms"],
             "dense_ms": winner.figures["dense_ms"],

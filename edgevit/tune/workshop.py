@@ -17,7 +17,7 @@ from edgevit.pipeline import finish, prepare
 from edgevit.progress import Progress, silent
 from edgevit.runtimes import runtime
 from edgevit.tokens.schedule import parse_schedule
-from edgevit.tune.flips import clearly_worse, drop_interval
+from edgevit.tune.flips import NORMAL, clearly_worse, drop_interval, smoothed_drop
 from edgevit.tune.meter import check_times
 from edgevit.tune.space import Point, space
 from edgevit.tune.turns import Turns
@@ -35,17 +35,22 @@ CHUNK = 16
 PROXY_IMAGES = 32
 BASELINE = "baseline.json"
 """Answers of dense on the search images, in the study's folder."""
+BY_IMAGE = ("predicted", "ranks", "margins")
 Part = Literal["search", "holdout"]
 
 
 @dataclass(frozen=True)
 class Paired:
-    """A candidate and dense on the same images, up to where it was stopped. drop in points, with its 95 % interval."""
+    """A candidate and dense on the same images, up to where it was stopped. drop in points, with its 95 % interval.
+
+    smoothed: the drop where near misses count in part, in points, and its standard error (`smoothed_drop`).
+    """
 
     lost: int
     won: int
     images: int
     worse: bool
+    smoothed: tuple[float, float]
 
     @property
     def drop(self) -> float:
@@ -55,7 +60,9 @@ class Paired:
     def to_json(self) -> dict[str, Any]:
         """Figures of a trial's record."""
         interval = list(drop_interval(self.lost, self.won, self.images))
-        return {"drop": self.drop, "drop_ci95": interval, "lost": self.lost, "won": self.won, "images": self.images}
+        found = {"drop": self.drop, "drop_ci95": interval, "lost": self.lost, "won": self.won, "images": self.images}
+        drop, error = self.smoothed
+        return {**found, "smoothed_drop": drop, "smoothed_drop_ci95": [drop - NORMAL * error, drop + NORMAL * error]}
 
 
 def alone(shop: Workshop, bundle: Bundle, part: Part) -> Evaluation:
@@ -113,17 +120,17 @@ class Workshop:
     def baseline(self) -> Evaluation:
         """Its predictions on the search images."""
         path = self.settings.out / BASELINE
-        with suppress(OSError, ValueError, TypeError):
+        with suppress(OSError, ValueError, TypeError, LookupError):
             known = json.loads(path.read_text(encoding="utf-8"))
             if len(known["ranks"]) == len(self.search):
-                return Evaluation(known["bundle"], tuple(known["predicted"]), tuple(known["ranks"]), known["seconds"])
+                return Evaluation(**{**known, **{key: tuple(known[key]) for key in BY_IMAGE}})
         found = self.evaluate(self.dense, "search")
         if found.top1 == 0:
             raise EdgeVitError(
                 f"{self.checkpoint.name} gets none of the {found.images} search images of {self.settings.eval} right: "
                 "check the labels and the preprocessing"
             )
-        write_json(path, {key: getattr(found, key) for key in ("bundle", "predicted", "ranks", "seconds")})
+        write_json(path, {key: getattr(found, key) for key in ("bundle", "seconds", *BY_IMAGE)})
         return found
 
     def prepare(self) -> None:
@@ -176,16 +183,17 @@ class Workshop:
     def paired(self, run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], batch: int, limit: float) -> Paired:
         """Compare scores with dense on the search images, until they are clearly worse than `limit` points allow."""
         lost = won = images = 0
-        worse = False
+        worse, margins = False, list[float]()
         answers = scored(run, "candidate", self.checkpoint.preprocess, self.search, batch)
-        for (_, place), rank in zip(answers, self.baseline.ranks, strict=True):
+        for answer, rank in zip(answers, self.baseline.ranks, strict=True):
             images += 1
-            lost += rank == 0 and place > 0
-            won += rank > 0 and place == 0
+            lost += rank == 0 and answer.rank > 0
+            won += rank > 0 and answer.rank == 0
+            margins.append(answer.margin)
             if images % CHUNK == 0 and clearly_worse(lost, won, images, limit):
                 worse = True
                 break
-        return Paired(lost, won, images, worse)
+        return Paired(lost, won, images, worse, smoothed_drop(self.baseline.margins[:images], margins))
 
 
 def split(settings: TuneSettings, progress: Progress = silent) -> tuple[Dataset, Dataset]:

@@ -2,9 +2,10 @@
 
 import random
 
+import numpy as np
 import pytest
 
-from edgevit.tune.flips import ALPHA, clearly_worse, drop_interval
+from edgevit.tune.flips import ALPHA, NORMAL, clearly_worse, drop_interval, smoothed_drop
 
 RUNS, IMAGES = 300, 256
 
@@ -50,3 +51,30 @@ def test_the_interval_holds_the_true_drop(lose, win):
         low, high = drop_interval(lost, won, IMAGES)
         held += low <= 100 * (lose - win) <= high
     assert held >= 0.92 * RUNS  # 95 % asked; three standard deviations of 300 draws are 3.8 %
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.2, 0.5])
+def test_near_misses_give_the_drop_with_half_the_error(shift):
+    """Margins as of a good classifier, disturbed: 200 samples of 400 images against the drop of a large population."""
+    draw = np.random.default_rng(0)
+
+    def margins(count):
+        was = draw.normal(3.0, 2.4, count)
+        return was, was - shift + draw.normal(0, 0.8, count)
+
+    was, now = margins(2_000_000)
+    truth = 100 * float(np.mean((was > 0).astype(float) - (now > 0)))
+    plain, near, held = [], [], 0
+    for _ in range(200):
+        was, now = margins(400)
+        plain.append(100 * float(np.mean((was > 0).astype(float) - (now > 0))))
+        drop, error = smoothed_drop(was, now)
+        near.append(drop)
+        held += abs(drop - truth) <= NORMAL * error
+    assert np.std(near) < 0.6 * np.std(plain)
+    assert abs(np.mean(near) - truth) < 0.5 * np.std(plain)
+    assert held > 0.85 * 200  # 95 % less what the bias takes
+
+
+def test_where_dense_cannot_decide_near_misses_are_flips():
+    assert smoothed_drop([0.0, 0.0, 0.0, 0.0], [1.0, -1.0, -1.0, 0.0])[0] == pytest.approx(12.5)

@@ -12,7 +12,19 @@ from edgevit.tune.suggest import GENERATION, suggest
 pytest.importorskip("optuna")
 SPACE = Space(("tome", "evit"), ("fp32",), 1, {}, 12, {})
 DENSE = Record(
-    0, 0, 0, 1, SPACE.dense("fp32"), "none", "fp32", {}, "complete", "", None, None, {"drop": 0.0, "ratio": 1.0}
+    0,
+    0,
+    0,
+    1,
+    SPACE.dense("fp32"),
+    "none",
+    "fp32",
+    {},
+    "complete",
+    "",
+    None,
+    None,
+    {"drop": 0.0, "smoothed_drop": 0.0, "ratio": 1.0},
 )
 
 
@@ -44,7 +56,9 @@ def test_other_precisions_come_after_the_first_choices_of_the_sampler():
 def reduced(method, macs, drop=None):
     """A trial at the first place; without a drop it ended early."""
     params = {**SPACE.first(method, "fp32"), "macs": macs}
-    state, figures = ("pruned", {}) if drop is None else ("complete", {"drop": drop, "ratio": 1.2})
+    state, figures = (
+        ("pruned", {}) if drop is None else ("complete", {"drop": drop, "smoothed_drop": drop, "ratio": 1.2})
+    )
     return replace(DENSE, params=params, reduce=method, state=state, figures=figures)
 
 
@@ -71,7 +85,7 @@ def test_nothing_is_halved_where_no_drop_is_asked():
 
 def test_without_a_useful_precision_the_others_are_all_that_is_left():
     space = Space(("tome",), ("fp32", "w4"), 1, {}, 12, {})
-    bad = replace(DENSE, figures={"drop": 5.0, "ratio": 1.0})
+    bad = replace(DENSE, figures={"drop": 5.0, "smoothed_drop": 5.0, "ratio": 1.0})
     assert suggest(space, Goal("max-drop", 1.0), [bad], 1, 0) == [space.dense("w4")]
 
 

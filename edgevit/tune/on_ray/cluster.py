@@ -22,7 +22,7 @@ from edgevit.tune.on_ray.device import Device, FarMeter, told
 from edgevit.tune.on_ray.staff import LEAVE_S, START_S, Node, Staff
 from edgevit.tune.on_ray.worker import Base, Worker, fingerprint
 from edgevit.tune.record import TRIES, Job, Record
-from edgevit.tune.workshop import BASELINE, Part, Workshop
+from edgevit.tune.workshop import BASELINE, BY_IMAGE, Part, Workshop
 
 if TYPE_CHECKING:
     from edgevit.tune.settings import TuneSettings
@@ -132,10 +132,8 @@ class Cluster:
                     raise EdgeVitError(f"{TRIES} workers died evaluating {bundle.name} on images from {ends[0]}")
             shop.progress(f"evaluate {bundle.name}", sum(len(done.ranks) for done in found.values()), count)
         shares = [found[start] for start in sorted(found)]
-        predicted = tuple(answer for one in shares for answer in one.predicted)
-        ranks = tuple(rank for one in shares for rank in one.ranks)
-        seconds = sum(one.seconds for one in shares)
-        return replace(shares[0], bundle=bundle.name, predicted=predicted, ranks=ranks, seconds=seconds)
+        joined: dict[str, Any] = {key: sum((getattr(one, key) for one in shares), start=()) for key in BY_IMAGE}
+        return replace(shares[0], bundle=bundle.name, seconds=sum(one.seconds for one in shares), **joined)
 
     def pool(self, shop: Workshop) -> OnRay:
         """The workers, for trials."""
