@@ -35,6 +35,8 @@ CHUNK = 16
 PROXY_IMAGES = 32
 BASELINE = "baseline.json"
 """Answers of dense on the search images, in the study's folder."""
+DIGITS = 4
+"""Of a smoothed drop: what the number of threads may change is not in the record."""
 BY_IMAGE = ("predicted", "ranks", "margins")
 Part = Literal["search", "holdout"]
 
@@ -62,7 +64,8 @@ class Paired:
         interval = list(drop_interval(self.lost, self.won, self.images))
         found = {"drop": self.drop, "drop_ci95": interval, "lost": self.lost, "won": self.won, "images": self.images}
         drop, error = self.smoothed
-        return {**found, "smoothed_drop": drop, "smoothed_drop_ci95": [drop - NORMAL * error, drop + NORMAL * error]}
+        near = [round(drop + side * error, DIGITS) for side in (0, -NORMAL, NORMAL)]
+        return {**found, "smoothed_drop": near[0], "smoothed_drop_ci95": near[1:]}
 
 
 def alone(shop: Workshop, bundle: Bundle, part: Part) -> Evaluation:

@@ -53,8 +53,12 @@ def quick():
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory):
-    """Folder with model.pt, pre.json, calib.csv, eval.csv; the dense float model is always right."""
-    folder = tmp_path_factory.mktemp("tune")
+    """What `write_material` leaves."""
+    return write_material(tmp_path_factory.mktemp("tune"))
+
+
+def write_material(folder):
+    """model.pt, pre.json, calib.csv, eval.csv; the dense float model is always right."""
     model = build_tiny_vit(depth=3)
     torch.save(model, folder / "model.pt")
     pre = {"size": [32, 32], "resize": "squash", "mean": [0.5] * 3, "std": [0.5] * 3}

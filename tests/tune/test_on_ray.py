@@ -73,10 +73,9 @@ def nodes_alive(address):
     return int(done.stdout) if done.returncode == 0 else 0
 
 
-@pytest.fixture(scope="module")
-def head():
+@contextlib.contextmanager
+def one_node():
     """Address of a cluster of one node, which owns no device."""
-    pytest.importorskip("ray")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,9 +88,9 @@ def head():
             stop(node)
 
 
-@pytest.fixture
-def both(head):
-    """Its address, with a second node that owns the device."""
+@contextlib.contextmanager
+def owner_joins(head):
+    """A second node, which owns the device."""
     wait_for(head, 1)
     node = ray_start(f"--address={head}", "--resources", '{"edgevit-device": 1}')
     try:
@@ -99,6 +98,21 @@ def both(head):
         yield head
     finally:
         stop(node)
+
+
+@pytest.fixture(scope="module")
+def head():
+    """Address of a cluster of one node."""
+    pytest.importorskip("ray")
+    with one_node() as address:
+        yield address
+
+
+@pytest.fixture
+def both(head):
+    """Its address, with a second node that owns the device."""
+    with owner_joins(head):
+        yield head
 
 
 def wait_for(address, count):
