@@ -15,7 +15,7 @@ from edgevit.errors import EdgeVitError, GateFailed
 from edgevit.evaluate import compare
 from edgevit.tune.fidelity import bundle_name
 from edgevit.tune.flips import smoothed_drop
-from edgevit.tune.goal import front
+from edgevit.tune.goal import Goal, front
 from edgevit.tune.record import Record
 from edgevit.tune.workshop import Paired
 from edgevit.tune.write import Study, write_study
@@ -42,10 +42,8 @@ def conclude(shop: Workshop, records: Sequence[Record], stopped: str, spent_s: C
     known = _known(settings.out, records)
     if known:
         return known
-    finalists = _finalists(shop, records)
-    if finalists:
-        finalists = _measured_again(shop, finalists)
-    good = [r for r in finalists if settings.goal.meets(r.figures)]
+    again = _measured_again(shop, finalists(settings.goal, records))
+    good = [r for r in again if settings.goal.meets(r.figures)]
     base = next((r for r in records if r.place == (0, 0)), None)
     study = Study(settings, shop.space, records, shop.baseline.top1, base, stopped, spent_s())
     if not good:
@@ -53,7 +51,7 @@ def conclude(shop: Workshop, records: Sequence[Record], stopped: str, spent_s: C
         raise GateFailed(f"nothing meets {settings.goal}; see {settings.out}/summary.md", rows(records))
     winner = best(good, shop)
     held_back = _holdout(shop, winner)
-    study = replace(study, winner=winner, holdout=held_back, finalists=tuple(finalists), spent_s=spent_s())
+    study = replace(study, winner=winner, holdout=held_back, finalists=tuple(again), spent_s=spent_s())
     result = json.loads(json.dumps(_result(study)))  # as a later call reads it
     _copy(shop, winner, result)
     summary = write_study(study)
@@ -83,8 +81,8 @@ def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _finalists(shop: Workshop, records: Sequence[Record]) -> list[Record]:
-    goal = shop.settings.goal
+def finalists(goal: Goal, records: Sequence[Record]) -> list[Record]:
+    """Who is measured again: the best of the front that may be the best, and the best unreduced one."""
 
     def order(candidates: Sequence[Record]) -> list[Record]:
         good = [r for r in candidates if r.state == "complete" and goal.meets(r.figures)]
@@ -103,11 +101,13 @@ def _may_be_faster(record: Record, first: Record) -> bool:
     return high is None or low is None or high >= low
 
 
-def _measured_again(shop: Workshop, finalists: Sequence[Record]) -> list[Record]:
-    shop.progress(f"measure {len(finalists)} finalists side by side", 0, 0)
+def _measured_again(shop: Workshop, chosen: Sequence[Record]) -> list[Record]:
+    if not chosen:
+        return []
+    shop.progress(f"measure {len(chosen)} finalists side by side", 0, 0)
     with shop.turns.measuring(shop.meter.local):
-        timings = shop.meter.time([_bundle(shop, r) for r in finalists], shop.dense, long=True)
-    return [replace(r, figures={**r.figures, **t.to_json()}) for r, t in zip(finalists, timings, strict=True)]
+        timings = shop.meter.time([_bundle(shop, r) for r in chosen], shop.dense, long=True)
+    return [replace(r, figures={**r.figures, **t.to_json()}) for r, t in zip(chosen, timings, strict=True)]
 
 
 def _holdout(shop: Workshop, winner: Record) -> dict[str, Any]:
@@ -159,11 +159,11 @@ def _result(study: Study) -> dict[str, Any]:
     }
 
 
-def rows_of(finalists: Sequence[Record]) -> list[dict[str, Any]]:
+def rows_of(chosen: Sequence[Record]) -> list[dict[str, Any]]:
     """The finalists as they were measured side by side."""
     return [
         {"name": r.name, **{key: r.figures[key] for key in ("drop", "ratio", "ratio_ci95", "median_ms", "ci95_ms")}}
-        for r in finalists
+        for r in chosen
     ]
 
 

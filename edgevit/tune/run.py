@@ -13,15 +13,15 @@ from edgevit.tune.fidelity import bundle_name, record
 from edgevit.tune.goal import front
 from edgevit.tune.pool import Pool
 from edgevit.tune.record import TRIES, Job, Record, Trials, check_folder, held, import_optuna
-from edgevit.tune.result import Outcome, conclude
+from edgevit.tune.result import Outcome, conclude, finalists
 from edgevit.tune.settings import TuneSettings
 from edgevit.tune.site import site
 from edgevit.tune.suggest import suggest
 from edgevit.tune.workshop import Workshop
 from edgevit.tune.write import write_trials
 
-FINAL_LOOKS = 7
-"""Kept of the budget for the finalists' session and the images held back: as long as so many trials are measured."""
+FINAL_LOOKS = 2.5
+"""Kept of the budget for each finalist's session: as long as so many trials are measured."""
 
 ALWAYS = 2
 """Trials that no budget is too small for: dense, and dense in 8 bits."""
@@ -106,10 +106,16 @@ class Search:
             return ""
         long = [r.seconds for r in records if r.state == "complete"]
         usual = median(sum(s.values()) for s in long) if long else 0.0
-        end = FINAL_LOOKS * median(s["latency"] for s in long) if long else 0.0
-        if self.spent_s + usual / 2 + end > settings.budget_s:
+        if self.spent_s + usual / 2 + self._end_s(records) > settings.budget_s:
             return f"--budget: {settings.budget_s / 60:g} minutes"
         return ""
+
+    def _end_s(self, records: Sequence[Record]) -> float:
+        """Seconds for the finalists' session, and for dense and the winner on the images held back."""
+        shop = self.shop
+        looks = [r.seconds["latency"] for r in records if r.state == "complete"]
+        session = FINAL_LOOKS * median(looks) * len(finalists(shop.settings.goal, records)) if looks else 0.0
+        return session + 2 * shop.baseline.seconds * len(shop.holdout) / len(shop.search)
 
     def _end(self, job: Job, found: Record | None, running: Iterable[int]) -> None:
         if found is None and job.tries < TRIES:

@@ -77,11 +77,12 @@ class Workers:
     def close(self) -> None:
         """End all of them; a trial that one is at is lost."""
         for worker in self.staff:
-            worker.process.terminate()
+            worker.pipe.close()  # who has no trial ends by this, and leaves nothing behind
+            if worker.job is not None:
+                worker.process.terminate()
         for worker in self.staff:
             worker.process.join(STOP_S)
             worker.process.kill()
-            worker.pipe.close()
 
     def _hire(self) -> Worker:
         context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks of torch

@@ -6,7 +6,7 @@ import pytest
 
 from edgevit.tune.goal import Goal
 from edgevit.tune.record import Record
-from edgevit.tune.result import _finalists
+from edgevit.tune.result import finalists
 from edgevit.tune.run import FINAL_LOOKS, Search
 
 LOOKS = {"engine accuracy": 70.0, "latency": 30.0}
@@ -20,8 +20,7 @@ def record(trial, drop, ratio, interval, reduce="tome:r=8"):
 
 
 def again(goal, records):
-    shop = SimpleNamespace(settings=SimpleNamespace(goal=goal))
-    return [r.trial for r in _finalists(shop, records)]
+    return [r.trial for r in finalists(goal, records)]
 
 
 def test_only_what_may_be_the_fastest_is_measured_again():
@@ -39,13 +38,17 @@ def test_without_an_interval_nothing_is_ruled_out():
     assert again(Goal("max-drop", 1.0), [record(1, 0.9, 2.4, (None, None)), record(2, 0.5, 2.1, (1.9, 2.0))]) == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("spent", "ends"), [(1200 - 50 - FINAL_LOOKS * 30 - 1, False), (1200 - 50 - FINAL_LOOKS * 30 + 1, True)]
-)
-def test_of_the_budget_what_the_end_takes_is_kept(spent, ends):
-    """Half a usual trial may still begin, and seven sessions' time is left."""
-    settings = SimpleNamespace(trials=None, budget_s=1200.0)
-    trials = SimpleNamespace(spent_s=spent)
-    search = Search(SimpleNamespace(settings=settings), trials)
-    records = [record(n, 0.0, 2.0, (1.9, 2.1)) for n in range(3)]
-    assert bool(search._enough(records, 0)) is ends
+@pytest.mark.parametrize("late", [-1, 1])
+def test_of_the_budget_what_the_end_takes_is_kept(late):
+    """Half a usual trial may still begin; two finalists' session and twice 200 of 100 images at 0.1 s are left."""
+    kept = 50 + FINAL_LOOKS * 30 * 2 + 2 * 10.0 * 2
+    settings = SimpleNamespace(trials=None, budget_s=1200.0, goal=Goal("max-drop", 1.0))
+    baseline = SimpleNamespace(seconds=10.0)
+    shop = SimpleNamespace(settings=settings, baseline=baseline, search=range(100), holdout=range(200))
+    records = [
+        record(1, 0.5, 2.0, (1.9, 2.1)),
+        record(2, 0.0, 1.5, (1.4, 1.6), "none"),
+        record(3, 0.9, 1.8, (1.7, 1.9)),
+    ]
+    search = Search(shop, SimpleNamespace(spent_s=1200.0 - kept + late))
+    assert bool(search._enough(records, 0)) is (late > 0)
