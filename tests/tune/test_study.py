@@ -72,7 +72,9 @@ def test_every_trial_that_ended_early_says_where_and_why(done):
 
 def test_the_front_is_a_page_a_picture_and_a_table(done):
     folder, best = done[0].out, done[1].result["best"]
-    page = (folder / "front.html").read_text()
+    page, held_back = (folder / "front.html").read_text(), done[1].result["holdout"]
+    detail = page[page.index('<p class="detail">') :]
+    assert f"top-1 {held_back['dense_top1']:.1f} → {held_back['top1']:.1f} % on 32 images" in detail[:400]
     winner = page[page.index('<tr role="row" class="pick">') :]
     assert f"{best['schedule']} {best['precision']}" in winner[: winner.index("</tr>")]
     assert "<svg" in page
