@@ -34,8 +34,8 @@ test-slow: install ## what takes longer
 support: install ## docs/support.md: every method on every family, exported and verified
 	$(BIN)/python tests/support.py
 
-targets: install ## docs/targets.md: models on every target in every precision; ASSETS is the folder of real weights
-	$(BIN)/python tests/targets.py $(ASSETS) -o runs/targets
+targets: install ## docs/targets.md: the cells (model, target, precision) it lacks; ASSETS is the folder of real weights
+	$(BIN)/python tests/targets.py $(ASSETS) -o runs/targets --onto
 
 foreign: install ## the table of docs/foreign-onnx.md: files of every exporter, imported
 	$(BIN)/python tests/foreign.py -o runs/foreign

@@ -1,8 +1,8 @@
 """Every model on every target in every precision, dense and reduced: built and verified, or refused with its reason.
 
-    python tests/targets.py ASSETS -o WORK                       writes docs/targets.md (`make targets`): hours
+    python tests/targets.py ASSETS -o WORK                       writes docs/targets.md anew: hours
     python tests/targets.py ASSETS -o WORK --only ViT-Tiny ort   these cells alone, printed
-    python tests/targets.py ASSETS -o WORK --onto                cells that are not there stay as the page has them
+    python tests/targets.py ASSETS -o WORK --onto                keeps the page's cells, builds others (`make targets`)
     python tests/targets.py ASSETS -o WORK --onto --as-is        and nothing is built
 
 A cell is one `edgevit export` with 8 images: photographs, or faces for the face model. What the numeric check then
