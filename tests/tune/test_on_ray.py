@@ -252,10 +252,13 @@ def test_what_ray_prints_is_not_taken_for_the_result(both, asked, capsys):
     from ray._private.worker import global_worker
 
     with cluster(asked(ray=both)):
-        push_error_to_driver(global_worker, "test", "what a node says")
         said, end = "", time.monotonic() + START_S
         while "what a node says" not in said:
             assert time.monotonic() < end
+            push_error_to_driver(
+                global_worker, "test", "what a node says"
+            )  # again: who has not subscribed yet misses it
+            time.sleep(0.2)
             seen = capsys.readouterr()
             assert seen.out == ""
             said += seen.err
