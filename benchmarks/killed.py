@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also where PYTHONSAFEPATH keeps it off
 from tests.tune.conftest import write_material
-from tests.tune.test_on_ray import of_ray, one_node, owner_joins
+from tests.tune.nodes import of_ray, one_node, owner_joins
 from tests.tune.test_workers import workers_of
 
 WORKER_DIES, DRIVER_DIES = 2, 5

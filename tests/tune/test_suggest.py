@@ -12,20 +12,9 @@ from edgevit.tune.suggest import GENERATION, suggest
 pytest.importorskip("optuna")
 SPACE = Space(("tome", "evit"), ("fp32",), 1, {}, 12, {})
 DENSE = Record(
-    0,
-    0,
-    0,
-    1,
-    SPACE.dense("fp32"),
-    "none",
-    "fp32",
-    {},
-    "complete",
-    "",
-    None,
-    None,
+    0, 0, 0, 1, SPACE.dense("fp32"), "none", "fp32", {}, "complete", "", None, None,
     {"drop": 0.0, "smoothed_drop": 0.0, "ratio": 1.0},
-)
+)  # fmt: skip
 
 
 def chosen(**others):
